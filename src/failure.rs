@@ -1,0 +1,75 @@
+//! What went wrong, for people: where, what, why, and what to do.
+//!
+//! Errors of all kinds become [`Failure`]s at the layer that knows the place. Printing code only prints.
+
+use std::error::Error;
+use std::fmt;
+
+/// An error and its causes in one line, from outside in.
+pub fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |error: &&(dyn Error + 'static)| (**error).source());
+    causes.fold(error.to_string(), |text, cause| text + ": " + &cause.to_string())
+}
+
+/// One thing that went wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// A file with line and column, a parameter or a rule; empty when there is no place.
+    pub place: String,
+    /// The error and its causes, from outside in.
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl Failure {
+    /// An error with its causes.
+    pub fn new(place: impl Into<String>, error: &dyn Error, hint: Option<String>) -> Self {
+        Self { place: place.into(), message: chain(error), hint }
+    }
+
+    /// A failure without a cause of its own.
+    pub fn text(place: impl Into<String>, message: impl Into<String>, hint: Option<String>) -> Self {
+        Self { place: place.into(), message: message.into(), hint }
+    }
+}
+
+/// Writes `place: message`, and the hint on a line of its own.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.place.is_empty() {
+            write!(f, "{}: ", self.place)?;
+        }
+        f.write_str(&self.message)?;
+        self.hint.iter().try_for_each(|hint| write!(f, "\n  hint: {hint}"))
+    }
+}
+
+/// Everything that went wrong: at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failures(pub Vec<Failure>);
+
+impl From<Failure> for Failures {
+    fn from(failure: Failure) -> Self {
+        Self(vec![failure])
+    }
+}
+
+/// One failure a line, equal ones once.
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown: Vec<&Failure> = Vec::new();
+        for failure in &self.0 {
+            if shown.contains(&failure) {
+                continue;
+            }
+            if !shown.is_empty() {
+                f.write_str("\n")?;
+            }
+            write!(f, "{failure}")?;
+            shown.push(failure);
+        }
+        Ok(())
+    }
+}
+
+impl Error for Failures {}

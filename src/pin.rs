@@ -1,0 +1,325 @@
+//! Pins: image, tag and digest that were chosen, and the forms in which they are kept.
+//!
+//! A [`Pin`] is what resolving gives; [`Given`] is what an application was told to use: the parameter `pins`, or a lock file
+//! (`.pinion-lock-<app>.yaml`). Both forms are read strictly: a damaged record is an error, never a guess.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::image::{Digest, ImageError, Repository, Tag, printable};
+use crate::policy::{Funnel, Policy, Step};
+
+/// Pins that one record may hold.
+const MAX_PINS: usize = 5000;
+
+/// A tag, with the digest that it had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pinned {
+    pub tag: Tag,
+    pub digest: Option<Digest>,
+}
+
+impl fmt::Display for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.tag)?;
+        self.digest.iter().try_for_each(|digest| write!(f, "@{digest}"))
+    }
+}
+
+impl FromStr for Pinned {
+    type Err = ImageError;
+
+    /// Reads `tag[@sha256:…]`.
+    fn from_str(text: &str) -> Result<Self, ImageError> {
+        match text.split_once('@') {
+            Some((tag, digest)) => Ok(Self { tag: tag.parse()?, digest: Some(digest.parse()?) }),
+            None => Ok(Self { tag: text.parse()?, digest: None }),
+        }
+    }
+}
+
+/// How current a pin is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Freshness {
+    /// Chosen from a complete listing that is no older than `--tags-ttl`.
+    Fresh,
+    /// The last known good pin, or a choice from the last complete listing, because fresh data could not be had.
+    Stale { since: Timestamp, reason: String },
+    /// The policy's `--fallback`.
+    Fallback { reason: String },
+    /// Told to, by the parameter `pins` or by a record.
+    Given,
+}
+
+/// A question's answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pin {
+    pub repository: Repository,
+    pub policy: Policy,
+    pub pinned: Pinned,
+    /// When the image was built, where the policy asked for it.
+    pub created: Option<Timestamp>,
+    pub freshness: Freshness,
+    /// When the listing was read that it was chosen from; none for a given tag and for a fallback.
+    pub listed: Option<Timestamp>,
+    /// What each step rejected, when it was chosen.
+    pub considered: Option<Considered>,
+}
+
+/// A pin as it is printed for programs: `-o json`, `-o yaml`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    pub image: String,
+    pub policy: String,
+    pub tag: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created: Option<Timestamp>,
+    /// `fresh`, `stale`, `fallback` or `given`.
+    pub freshness: &'static str,
+    /// Since when a stale pin is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Why a pin is not fresh.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// When the listing was read that it was chosen from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listed: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub considered: Option<Considered>,
+}
+
+/// How many tags there were and why each was rejected; printed for programs, and kept with a pin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Considered {
+    pub tags: usize,
+    pub permitted: usize,
+    pub rejected: Vec<Rejected>,
+}
+
+/// One step of a choice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rejected {
+    pub because: String,
+    pub tags: usize,
+    pub examples: Vec<String>,
+}
+
+impl From<&Funnel> for Considered {
+    fn from(funnel: &Funnel) -> Self {
+        let step = |step: &Step| Rejected {
+            because: step.what.clone(),
+            tags: step.rejected,
+            examples: step.examples.iter().map(ToString::to_string).collect(),
+        };
+        Self { tags: funnel.total, permitted: funnel.permitted, rejected: funnel.steps.iter().map(step).collect() }
+    }
+}
+
+/// Writes a line for each step, the widest number first.
+impl fmt::Display for Considered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:>7} {}", self.tags, if self.tags == 1 { "tag" } else { "tags" })?;
+        for step in &self.rejected {
+            let more = if step.tags > step.examples.len() { ", …" } else { "" };
+            write!(f, "\n{:>7} {}: {}{more}", format!("-{}", step.tags), step.because, step.examples.join(", "))?;
+        }
+        write!(f, "\n{:>7} permitted", self.permitted)
+    }
+}
+
+impl Pin {
+    /// The pin for programs.
+    pub fn report(&self) -> Report {
+        let (freshness, since, reason) = match &self.freshness {
+            Freshness::Fresh => ("fresh", None, None),
+            Freshness::Stale { since, reason } => ("stale", Some(*since), Some(reason.clone())),
+            Freshness::Fallback { reason } => ("fallback", None, Some(reason.clone())),
+            Freshness::Given => ("given", None, None),
+        };
+        Report {
+            image: self.repository.text().to_owned(),
+            policy: self.policy.to_string(),
+            tag: self.pinned.tag.to_string(),
+            digest: self.pinned.digest.as_ref().map(ToString::to_string),
+            created: self.created,
+            freshness,
+            since,
+            reason,
+            listed: self.listed,
+            considered: self.considered.clone(),
+        }
+    }
+}
+
+/// Pins that were told, by alias or image, and by question.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Given {
+    by_name: BTreeMap<String, Pinned>,
+    by_question: BTreeMap<(Repository, String), Pinned>,
+}
+
+/// A record that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GivenError {
+    #[error("pin of `{name}`: {source}")]
+    Pinned {
+        name: String,
+        #[source]
+        source: ImageError,
+    },
+    #[error("not a lock file: {0}")]
+    Lock(String),
+    #[error("{0} pins, at most {MAX_PINS} are allowed")]
+    TooMany(usize),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Lock {
+    api_version: String,
+    kind: String,
+    pins: Vec<LockedPin>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LockedPin {
+    image: String,
+    policy: String,
+    pin: String,
+}
+
+impl Given {
+    /// Reads the parameter `pins`: alias or image to `tag[@digest]`.
+    ///
+    /// # Errors
+    ///
+    /// [`GivenError`], naming the entry.
+    pub fn parameter(pins: &BTreeMap<String, String>) -> Result<Self, GivenError> {
+        if pins.len() > MAX_PINS {
+            return Err(GivenError::TooMany(pins.len()));
+        }
+        let mut given = Self::default();
+        for (name, text) in pins {
+            let pinned = text.trim().parse().map_err(|source| GivenError::Pinned { name: printable(name), source })?;
+            given.by_name.insert(name.clone(), pinned);
+        }
+        Ok(given)
+    }
+
+    /// Adds the pins of a lock file; those of the parameter win.
+    ///
+    /// # Errors
+    ///
+    /// [`GivenError`] when the file is not what [`lock`] writes.
+    pub fn add_lock(&mut self, text: &str) -> Result<(), GivenError> {
+        let lock: Lock = serde_yaml::from_str(text).map_err(|error| GivenError::Lock(error.to_string()))?;
+        if (lock.api_version.as_str(), lock.kind.as_str()) != ("pinion.dev/v1", "Lock") {
+            return Err(GivenError::Lock("it is not `pinion.dev/v1 Lock`".into()));
+        }
+        if lock.pins.len() > MAX_PINS {
+            return Err(GivenError::TooMany(lock.pins.len()));
+        }
+        for entry in lock.pins {
+            let fault = |source| GivenError::Pinned { name: printable(&entry.image), source };
+            let repository: Repository = entry.image.parse().map_err(fault)?;
+            self.by_question.insert((repository, entry.policy.clone()), entry.pin.parse().map_err(fault)?);
+        }
+        Ok(())
+    }
+
+    /// The pin for a question: by alias, by image as it is spelled, by its full name, by image and policy.
+    pub fn get(&self, alias: Option<&str>, repository: &Repository, policy: &Policy) -> Option<&Pinned> {
+        let named = |name: &str| self.by_name.get(name);
+        alias
+            .and_then(named)
+            .or_else(|| named(repository.text()))
+            .or_else(|| named(&repository.to_string()))
+            .or_else(|| self.by_question.get(&(repository.clone(), policy.to_string())))
+    }
+
+    /// Names of the parameter `pins` that no rule or image of the application has.
+    pub fn unused(&self, is_used: impl Fn(&str) -> bool) -> Vec<&str> {
+        self.by_name.keys().map(String::as_str).filter(|name| !is_used(name)).collect()
+    }
+}
+
+/// The lock file for these pins: one entry a question, sorted, so that equal pins give equal bytes.
+///
+/// # Panics
+///
+/// Never: the form serializes.
+pub fn lock(pins: &[Pin]) -> String {
+    let mut entries: Vec<LockedPin> = pins
+        .iter()
+        .map(|pin| LockedPin { image: pin.repository.to_string(), policy: pin.policy.to_string(), pin: pin.pinned.to_string() })
+        .collect();
+    entries.sort_by(|a, b| (&a.image, &a.policy).cmp(&(&b.image, &b.policy)));
+    entries.dedup_by(|a, b| (&a.image, &a.policy) == (&b.image, &b.policy));
+    let lock = Lock { api_version: "pinion.dev/v1".into(), kind: "Lock".into(), pins: entries };
+    serde_yaml::to_string(&lock).expect("the form serializes")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Notation, Settings};
+
+    fn pin(image: &str, constraint: &str, pinned: &str) -> Pin {
+        let settings = Settings { constraint: Some(constraint.into()), ..Settings::default() };
+        Pin {
+            repository: image.parse().expect("an image"),
+            policy: Policy::parse(&settings, Notation::Placeholder).expect("a policy"),
+            pinned: pinned.parse().expect("a pin"),
+            created: None,
+            freshness: Freshness::Fresh,
+            listed: None,
+            considered: None,
+        }
+    }
+
+    #[test]
+    fn a_lock_file_gives_back_what_was_put_in() {
+        let digest = Digest::of(b"x");
+        let pins = [pin("ghcr.io/a/b", "~1", &format!("1.10@{digest}")), pin("nginx", "~1", "on"), pin("nginx", "~2", "0123")];
+        let text = lock(&pins);
+        let mut given = Given::default();
+        given.add_lock(&text).expect("own form");
+        for pin in &pins {
+            assert_eq!(given.get(None, &pin.repository, &pin.policy), Some(&pin.pinned), "{text}");
+        }
+        let mut other_order = pins.to_vec();
+        other_order.reverse();
+        assert_eq!(lock(&other_order), text);
+    }
+
+    #[test]
+    fn the_parameter_wins_over_the_lock_file() {
+        let mut given = Given::parameter(&BTreeMap::from([("web".into(), "1.2.3".into())])).expect("pins");
+        let held = pin("a/b", "~1", "1.0.0");
+        given.add_lock(&lock(std::slice::from_ref(&held))).expect("own form");
+        let tag = |alias| given.get(alias, &held.repository, &held.policy).expect("a pin").tag.to_string();
+        assert_eq!(tag(Some("web")), "1.2.3");
+        assert_eq!(tag(None), "1.0.0");
+        assert_eq!(given.unused(|name| name == "x"), ["web"]);
+    }
+
+    #[test]
+    fn damaged_records_are_errors() {
+        let mut given = Given::default();
+        assert!(given.add_lock("kind: Lock\n").is_err());
+        assert!(given.add_lock("apiVersion: pinion.dev/v1\nkind: Lock\npins: [{image: a/b, policy: x, pin: '../x'}]\n").is_err());
+        let error = Given::parameter(&BTreeMap::from([("web".into(), "a b".into())])).expect_err("no tag");
+        assert_eq!(error.to_string(), "pin of `web`: `a b` is not a tag");
+    }
+}

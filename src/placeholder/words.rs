@@ -1,0 +1,252 @@
+//! The words of a placeholder, which are also the arguments of `pinion resolve` and `pinion select`.
+//!
+//! One clap struct reads all three, so that there is one grammar, one help text and one set of errors.
+
+use clap::{Args, Parser};
+
+use crate::image::{ImageError, Repository, split_tag};
+use crate::policy::{Notation, Policy, PolicyError, Settings};
+
+/// Words and flags that say which image is meant and which of its tags is permitted.
+#[derive(Args, Clone, Debug, Default, PartialEq)]
+pub struct Words {
+    /// [IMAGE[:CONSTRAINT] | @ALIAS] [STRATEGY] [CONSTRAINT…]
+    ///
+    /// A word with `/` is an image, `@alias` a rule. STRATEGY is one of semver (the default), newest-build, alphabetical, numerical,
+    /// digest. All other words are the constraint: a semantic version range such as `~1.2` or `>=1 <2` (write `~1-0` to permit
+    /// pre-releases), `asc` or `desc` for alphabetical and numerical, the tag to follow for digest.
+    #[arg(value_name = "WORDS")]
+    pub words: Vec<String>,
+
+    /// The image, where its name holds no `/`, as in `--image nginx`
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+
+    /// Permit only tags that match this regular expression (Go's syntax, unanchored), such as `^main-`
+    #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
+    pub allow_tags: Option<String>,
+
+    /// Never permit tags that match this glob, or `regexp:REGEX`; may be given again
+    #[arg(long, value_name = "GLOB")]
+    pub ignore_tags: Vec<String>,
+
+    /// Rank this part of the tag instead of the tag, such as `$n` with `--allow-tags '^build-(?P<n>\d+)$'`
+    #[arg(long, value_name = "TEMPLATE")]
+    pub extract: Option<String>,
+
+    /// Permit only images for this platform, such as `linux/arm64`; may be given again
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Vec<String>,
+
+    /// Permit only images that were built at least this long ago, such as `2h` or `3days`
+    #[arg(long, value_name = "DURATION")]
+    pub min_age: Option<String>,
+
+    /// Append the chosen tag's digest: `1.4.2@sha256:…`
+    #[arg(long)]
+    pub with_digest: bool,
+
+    /// The tag to use when none is permitted, or when nothing was ever known and the registry cannot be asked
+    #[arg(long, value_name = "TAG")]
+    pub fallback: Option<String>,
+
+    /// The credential to ask with, such as `pullsecret:NAMESPACE/NAME`, if the operator permits it
+    #[arg(long, value_name = "SOURCE")]
+    pub pull_secret: Option<String>,
+}
+
+/// Which image, and how to choose among its tags.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    pub target: Target,
+    pub pull_secret: Option<String>,
+}
+
+/// What a placeholder points at.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// A rule, by its alias: image and policy are the rule's.
+    Rule(String),
+    /// This image, or the one that stands around the placeholder.
+    Image { repository: Option<Repository>, policy: Box<Policy> },
+}
+
+/// Why words say nothing that can be done.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum WordsError {
+    /// The words cannot be split as a shell splits them.
+    #[error("a quote is not closed")]
+    Quotes,
+    /// A flag is unknown, misses its value or is given twice. The text is clap's own first line.
+    #[error("{0}")]
+    Flags(String),
+    #[error("two images are named: `{0}` and `{1}`")]
+    TwoImages(String, String),
+    #[error("the constraint is given twice: `{0}` and `{1}`")]
+    TwoConstraints(String, String),
+    #[error("`@{0}` takes no other words: image and policy are the rule's")]
+    AliasWithWords(String),
+    #[error("`@` needs the alias of a rule, as in `@web`")]
+    EmptyAlias,
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+}
+
+impl WordsError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Quotes => Some("close the quote, or escape it with `\\`".into()),
+            Self::Flags(_) => Some("`pinion resolve --help` lists the flags".into()),
+            Self::Image(_) => Some("a word with `/` is read as an image".into()),
+            Self::Policy(error) => error.hint(),
+            Self::TwoImages(..) | Self::TwoConstraints(..) | Self::AliasWithWords(_) | Self::EmptyAlias => None,
+        }
+    }
+}
+
+impl Words {
+    /// Splits a text as a POSIX shell does, and reads its flags.
+    ///
+    /// # Errors
+    ///
+    /// [`WordsError::Quotes`] and [`WordsError::Flags`].
+    pub fn parse(text: &str) -> Result<Self, WordsError> {
+        #[derive(Parser)]
+        #[command(no_binary_name = true, disable_help_flag = true, disable_version_flag = true)]
+        struct Placeholder {
+            #[command(flatten)]
+            words: Words,
+        }
+        let words = shell_words::split(text).map_err(|_| WordsError::Quotes)?;
+        let plain = |word: &String| !word.starts_with("--");
+        if words.iter().all(plain) && !words.iter().any(|word| word.len() > 1 && word.starts_with('-')) {
+            return Ok(Self { words, ..Self::default() });
+        }
+        Placeholder::try_parse_from(words).map(|parsed| parsed.words).map_err(|error| {
+            let text = error.to_string();
+            let first = text.lines().next().unwrap_or_default();
+            WordsError::Flags(first.trim_start_matches("error: ").replace('\'', "`"))
+        })
+    }
+
+    /// Tells image, alias, strategy and constraint apart and checks each.
+    ///
+    /// # Errors
+    ///
+    /// See [`WordsError`].
+    pub fn spec(self) -> Result<Spec, WordsError> {
+        let mut image: Option<String> = self.image.clone();
+        let mut alias = None;
+        let mut rest: Vec<String> = Vec::new();
+        for word in &self.words {
+            if let Some(name) = word.strip_prefix('@') {
+                alias = Some(name.to_owned());
+            } else if word.contains('/') {
+                if let Some(first) = &image {
+                    return Err(WordsError::TwoImages(first.clone(), word.clone()));
+                }
+                image = Some(word.clone());
+            } else {
+                rest.push(word.clone());
+            }
+        }
+        if let Some(alias) = alias {
+            let alone = Self { words: vec![format!("@{alias}")], ..Self::default() };
+            return match alias.as_str() {
+                "" => Err(WordsError::EmptyAlias),
+                _ if self != alone => Err(WordsError::AliasWithWords(alias)),
+                _ => Ok(Spec { target: Target::Rule(alias), pull_secret: None }),
+            };
+        }
+        let strategy = rest.first().is_some_and(|word| is_strategy(word)).then(|| rest.remove(0));
+        let (name, behind) = match image.as_deref().map(split_tag) {
+            Some((name, behind)) => (Some(name), behind.filter(|text| !text.is_empty())),
+            None => (None, None),
+        };
+        let constraint = match (behind, rest.is_empty()) {
+            (Some(behind), false) => return Err(WordsError::TwoConstraints(behind.to_owned(), rest.join(" "))),
+            (Some(behind), true) => Some(behind.to_owned()),
+            (None, false) => Some(rest.join(" ")),
+            (None, true) => None,
+        };
+        let settings = Settings {
+            strategy,
+            constraint,
+            allow_tags: self.allow_tags,
+            ignore_tags: self.ignore_tags,
+            extract: self.extract,
+            platforms: self.platform,
+            min_age: self.min_age,
+            with_digest: self.with_digest,
+            fallback: self.fallback,
+        };
+        let policy = Box::new(Policy::parse(&settings, Notation::Placeholder)?);
+        let repository = name.map(str::parse).transpose()?;
+        Ok(Spec { target: Target::Image { repository, policy }, pull_secret: self.pull_secret })
+    }
+}
+
+/// Constraints start with a digit, an operator, a wildcard or `v1`; a word that starts otherwise is meant as a strategy.
+fn is_strategy(word: &str) -> bool {
+    let mut chars = word.chars();
+    match chars.next() {
+        Some('x' | 'X') => chars.next().is_some_and(|c| c.is_ascii_alphabetic()),
+        Some('v' | 'V') => chars.next().is_some_and(|c| c.is_ascii_alphabetic() && !matches!(c, 'x' | 'X')),
+        Some(first) => first.is_ascii_alphabetic() && !matches!(word, "asc" | "desc"),
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(text: &str) -> Result<Spec, WordsError> {
+        Words::parse(text).and_then(Words::spec)
+    }
+
+    fn policy(text: &str) -> (Option<String>, String) {
+        match spec(text).expect(text).target {
+            Target::Image { repository, policy } => (repository.map(|r| r.text().to_owned()), policy.to_string()),
+            Target::Rule(alias) => (None, format!("@{alias}")),
+        }
+    }
+
+    /// The placeholders of the design, §2.
+    #[test]
+    fn words_are_told_apart() {
+        let image = |text: &str| Some(text.to_owned());
+        assert_eq!(policy("~1.0"), (None, policy("semver ~1.0").1));
+        assert_eq!(policy("ghcr.io/acme/chat-api:~0-0"), (image("ghcr.io/acme/chat-api"), policy("~0-0").1));
+        assert_eq!(policy("localhost:5000/a/b ~1"), (image("localhost:5000/a/b"), policy("~1").1));
+        assert_eq!(policy("--image nginx ~1"), (image("nginx"), policy("~1").1));
+        assert_eq!(policy("--image nginx:~1"), (image("nginx"), policy("~1").1));
+        assert_eq!(policy("@chat"), (None, "@chat".to_owned()));
+        assert_eq!(policy(">=1.2 <2 --platform linux/arm64").1, policy("'>=1.2 <2' --platform=linux/arm64").1);
+        assert_ne!(policy("newest-build --allow-tags ^main-").1, policy("newest-build").1);
+        assert_eq!(policy("").1, policy("semver '*'").1);
+        assert_eq!(policy("1.2 - 1.4").1, policy("'1.2 - 1.4'").1);
+        assert_eq!(policy("v1.x").1, policy("semver v1.x").1);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, message) in [
+            ("'~1", "a quote is not closed"),
+            ("~1 --allow", "unexpected argument `--allow` found"),
+            ("~1 --allow-tags", "a value is required for `--allow-tags <REGEX>` but none was supplied"),
+            ("a/b c/d", "two images are named: `a/b` and `c/d`"),
+            ("a/b:~1 ~2", "the constraint is given twice: `~1` and `~2`"),
+            ("@web ~1", "`@web` takes no other words: image and policy are the rule's"),
+            ("@", "`@` needs the alias of a rule, as in `@web`"),
+            ("ghcr.io/Acme/web ~1", "`ghcr.io/Acme/web` is not an image name: repository names are lower case"),
+        ] {
+            assert_eq!(spec(text).expect_err(text).to_string(), message, "{text}");
+        }
+        assert!(matches!(spec("newest ~1"), Err(WordsError::Policy(_))));
+        assert!(matches!(spec("latest"), Err(WordsError::Policy(_))));
+    }
+}

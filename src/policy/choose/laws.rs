@@ -1,0 +1,131 @@
+//! Laws of choosing: the order is total, the outcome depends on nothing but the set of candidates, and asking late changes nothing.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::tests::{NOW, built, with};
+use super::{Candidate, EXAMPLES, Policy, Selection};
+use crate::image::{Digest, Tag};
+
+const STRATEGIES: [(&str, &str); 9] = [
+    ("semver", ""),
+    ("semver", ">=1-0 <3"),
+    ("semver", "^1 || 2.x-0"),
+    ("newest-build", ""),
+    ("alphabetical", ""),
+    ("alphabetical", "desc"),
+    ("numerical", ""),
+    ("numerical", "desc"),
+    ("digest", "latest"),
+];
+
+prop_compose! {
+    fn any_policy()(
+        (strategy, constraint) in prop::sample::select(STRATEGIES.to_vec()),
+        allow in prop::option::of(prop::sample::select(vec!["^v?[0-9]", "^(.+)-a", r"\.", "(.+)"])),
+        ignored in prop::collection::vec(prop::sample::select(vec!["*-a", "v*", "regexp:rc", "[^1]*"]), 0..2),
+        extract: bool, arm: bool, aged: bool, with_digest: bool,
+    ) -> Policy {
+        with(strategy, constraint, |settings| {
+            let by_name = !["newest-build", "digest"].contains(&strategy);
+            settings.extract = (extract && by_name && allow.is_some_and(|allow| allow.contains('('))).then(|| "$1".into());
+            settings.allow_tags = allow.map(Into::into);
+            settings.ignore_tags = ignored.into_iter().map(Into::into).collect();
+            settings.platforms = arm.then(|| "linux/arm64".into()).into_iter().collect();
+            settings.min_age = aged.then(|| "3h".into());
+            settings.with_digest = with_digest;
+        })
+    }
+}
+
+prop_compose! {
+    /// Few names, so that equal ranks and duplicates are common.
+    fn any_candidate()(
+        name in "(v?[0-2](\\.[01]){0,2}(-(a|rc1|rc\\.2))?|latest|main-[a-c])",
+        images in prop::collection::vec((prop::option::of(prop::bool::ANY), prop::option::of(994i64..1002)), 0..3),
+    ) -> Candidate {
+        let platform = |arm| if arm { "linux/arm64" } else { "linux/amd64" };
+        let images: Vec<String> = images.into_iter()
+            .map(|(arm, hours)| format!("{}@{}", arm.map_or("?", platform), hours.map_or("?".into(), |hours| hours.to_string())))
+            .collect();
+        built(&name, &images.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+}
+
+fn any_candidates() -> impl Strategy<Value = Vec<Candidate>> {
+    prop::collection::vec(any_candidate(), 0..12).prop_map(|candidates| {
+        let unique: BTreeMap<Tag, Candidate> = candidates.into_iter().map(|c| (c.tag.clone(), c)).collect();
+        unique.into_values().collect()
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_outcome_does_not_depend_on_the_order(policy in any_policy(), candidates in any_candidates(), seed: u64, again in 0usize..4) {
+        let expected = policy.select(&candidates, NOW);
+        let mut shuffled: Vec<Candidate> = candidates.iter().chain(candidates.iter().take(again)).cloned().collect();
+        shuffled.sort_by_key(|candidate| Digest::of(format!("{seed}{}", candidate.tag).as_bytes()));
+        prop_assert_eq!(policy.select(&shuffled, NOW), expected);
+    }
+
+    #[test]
+    fn the_order_is_total(policy in any_policy(), candidates in any_candidates()) {
+        let permitted: Vec<&Candidate> = candidates.iter().filter(|c| policy.select(std::slice::from_ref(*c), NOW).is_ok()).collect();
+        let better = |a: &Candidate, b: &Candidate| policy.select(&[a.clone(), b.clone()], NOW).expect("both are permitted").tag;
+        for a in &permitted {
+            for b in &permitted {
+                prop_assert_eq!(better(a, b), better(b, a));
+                for c in &permitted {
+                    if better(a, b) == a.tag && better(b, c) == b.tag {
+                        prop_assert_eq!(better(a, c), a.tag.clone());
+                    }
+                }
+            }
+        }
+        let best = permitted.iter().copied().reduce(|a, b| if better(a, b) == a.tag { a } else { b }).map(|best| &best.tag);
+        let selected = policy.select(&candidates, NOW).ok().map(|selection| selection.tag);
+        prop_assert_eq!(selected.as_ref(), best);
+    }
+
+    #[test]
+    fn the_winner_satisfies_the_policy_alone_and_the_funnel_adds_up(policy in any_policy(), candidates in any_candidates()) {
+        let funnel = match policy.select(&candidates, NOW) {
+            Ok(selection) => {
+                let alone: Vec<Candidate> = candidates.iter().filter(|c| c.tag == selection.tag).cloned().collect();
+                prop_assert_eq!(policy.select(&alone, NOW).map(|s| (s.tag, s.digest, s.created, s.extracted)),
+                    Ok((selection.tag, selection.digest, selection.created, selection.extracted)));
+                prop_assert!(selection.funnel.permitted > 0);
+                prop_assert!(selection.next.is_none() || selection.funnel.permitted > 1);
+            selection.funnel
+            }
+            Err(error) => {
+                prop_assert_eq!(&error.missing, &[]);
+                prop_assert_eq!(error.funnel.permitted, 0);
+                error.funnel
+            }
+        };
+        prop_assert_eq!(funnel.total, candidates.len());
+        prop_assert_eq!(funnel.total, funnel.permitted + funnel.steps.iter().map(|step| step.rejected).sum::<usize>());
+        prop_assert!(funnel.steps.iter().all(|step| step.examples.len() == step.rejected.min(EXAMPLES)));
+    }
+
+    /// Asking only what is wanted leads to the same choice as knowing everything.
+    #[test]
+    fn asking_late_changes_nothing(policy in any_policy(), candidates in any_candidates()) {
+        let mut known: Vec<Candidate> = candidates.iter().map(|c| Candidate { facts: None, ..c.clone() }).collect();
+        for _ in 0..=candidates.len() {
+            let wanted = policy.wanted(&known, NOW);
+            if wanted.is_empty() {
+                break;
+            }
+            prop_assert!(policy.select(&known, NOW).is_err_and(|error| error.missing == wanted));
+            for (known, full) in known.iter_mut().zip(&candidates).filter(|(known, _)| wanted.contains(&known.tag)) {
+                prop_assert!(known.facts.is_none(), "asked twice about {}", known.tag);
+                known.clone_from(full);
+            }
+        }
+        let choice = |selection: Selection| (selection.tag, selection.extracted);
+        prop_assert_eq!(policy.select(&known, NOW).map(choice).ok(), policy.select(&candidates, NOW).map(choice).ok());
+    }
+}

@@ -1,0 +1,205 @@
+//! Examples of choosing, one behaviour each.
+
+use super::*;
+use crate::image::Digest;
+use crate::policy::{Notation, Settings};
+
+pub(super) fn tag(text: &str) -> Tag {
+    text.parse().expect(text)
+}
+
+fn policy(strategy: &str, constraint: &str) -> Policy {
+    with(strategy, constraint, |_| {})
+}
+
+pub(super) fn with(strategy: &str, constraint: &str, change: impl FnOnce(&mut Settings)) -> Policy {
+    let mut settings = Settings { strategy: Some(strategy.into()), constraint: Some(constraint.into()), ..Settings::default() };
+    change(&mut settings);
+    Policy::parse(&settings, Notation::Placeholder).expect("a policy")
+}
+
+pub(super) fn bare(tags: &[&str]) -> Vec<Candidate> {
+    tags.iter().map(|text| Candidate { tag: tag(text), facts: None }).collect()
+}
+
+fn at(hours: i64) -> Timestamp {
+    Timestamp::from_second(hours * 3600).expect("a time")
+}
+
+pub(super) const NOW: Timestamp = Timestamp::constant(1000 * 3600, 0);
+
+/// A candidate whose images are given as `platform@hours`, `?` standing for what is unknown.
+pub(super) fn built(name: &str, images: &[&str]) -> Candidate {
+    let image = |text: &&str| {
+        let (platform, hours) = text.split_once('@').expect(text);
+        Built { platform: platform.parse().ok(), created: hours.parse().ok().map(at) }
+    };
+    let facts = Facts { digest: Some(Digest::of(name.as_bytes())), images: images.iter().map(image).collect() };
+    Candidate { tag: tag(name), facts: Some(facts) }
+}
+
+fn winner(policy: &Policy, candidates: &[Candidate]) -> String {
+    policy.select(candidates, NOW).map_or_else(|error| error.to_string(), |selection| selection.tag.to_string())
+}
+
+/// Rows of `reference/image-updater.md` §2.3, §3.3 and §8, and of Flux's policies.
+#[test]
+fn strategies_pick_by_name() {
+    for (strategy, constraint, tags, picked) in [
+        ("semver", "", &["1.0", "v1.0.0", "1.0.0"][..], "v1.0.0"),
+        ("semver", "", &["1.10.0", "1.9.0", "2.0.0-rc1", "latest"], "1.10.0"),
+        ("semver", "", &["20240101", "1.2.3"], "20240101"),
+        ("semver", "2.x-0", &["2.0.0-rc.9", "2.0.0-rc.10", "3.0.0-rc1"], "2.0.0-rc.10"),
+        ("semver", "~1.2", &["1.2.3", "1.3.0", "1.2.10"], "1.2.10"),
+        ("alphabetical", "", &["2024.9", "2024.10", "a"], "a"),
+        ("alphabetical", "desc", &["b", "a", "c"], "a"),
+        ("numerical", "", &["9", "10", "x", "9.5"], "10"),
+        ("numerical", "desc", &["9", "10", "08"], "08"),
+        ("numerical", "desc", &["1", "1.0", "01"], "1.0"),
+        ("numerical", "", &["100000000000000000000001", "100000000000000000000000"], "100000000000000000000001"),
+    ] {
+        assert_eq!(winner(&policy(strategy, constraint), &bare(tags)), picked, "{strategy} {constraint}");
+    }
+}
+
+#[test]
+fn the_digest_strategy_needs_the_digest_of_its_tag() {
+    let policy = policy("digest", "latest");
+    assert_eq!(policy.wanted(&bare(&["1.0", "latest"]), NOW), [tag("latest")]);
+    assert_eq!(policy.wanted(&bare(&["1.0"]), NOW), []);
+    let found = policy.select(&[built("1.0", &[]), built("latest", &[])], NOW).expect("a selection");
+    assert_eq!((found.tag, found.digest), (tag("latest"), Some(Digest::of(b"latest"))));
+    assert_eq!(winner(&policy, &bare(&["1.0"])), "no permitted tag: 1 tag, 1 other than `latest`");
+}
+
+#[test]
+fn with_digest_asks_about_the_winner_alone() {
+    let policy = with("semver", "", |settings| settings.with_digest = true);
+    assert_eq!(policy.wanted(&bare(&["1.0", "1.1"]), NOW), [tag("1.1")]);
+    assert_eq!(policy.select(&bare(&["1.0", "1.1"]), NOW).expect_err("missing").missing, [tag("1.1")]);
+    let known = [bare(&["1.0"]), vec![built("1.1", &[])]].concat();
+    assert_eq!(policy.wanted(&known, NOW), []);
+    assert_eq!(policy.select(&known, NOW).expect("a selection").digest, Some(Digest::of(b"1.1")));
+    let undigested = [Candidate { tag: tag("1.1"), facts: Some(Facts { digest: None, images: vec![] }) }];
+    assert_eq!(policy.wanted(&undigested, NOW), [tag("1.1")]);
+    assert!(policy.select(&undigested, NOW).is_err());
+}
+
+#[test]
+fn newest_build_asks_about_all_that_is_left() {
+    let policy = with("newest-build", "", |settings| settings.allow_tags = Some("^main-".into()));
+    let candidates = [bare(&["main-a", "main-b", "dev"]), vec![built("main-c", &["linux/amd64@5"])]].concat();
+    assert_eq!(policy.wanted(&candidates, NOW), [tag("main-b"), tag("main-a")]);
+    assert_eq!(
+        policy.select(&candidates, NOW).expect_err("missing").to_string(),
+        "nothing is known about 2 tags, such as `main-b`"
+    );
+}
+
+#[test]
+fn newest_build_picks_the_newest_image_for_the_platforms() {
+    let candidates = [
+        built("a", &["linux/amd64@5", "linux/arm64@9"]),
+        built("b", &["linux/amd64@7"]),
+        built("c", &["linux/amd64@7"]),
+        built("d", &["?@99"]),
+        built("e", &["linux/arm64/v8@?"]),
+        built("f", &[]),
+    ];
+    let on = |platform: &str| with("newest-build", "", |settings| settings.platforms = vec![platform.into()]);
+    assert_eq!(winner(&policy("newest-build", ""), &candidates), "d");
+    assert_eq!(winner(&on("linux/arm64"), &candidates), "a");
+    assert_eq!(winner(&on("linux/s390x"), &candidates), "no permitted tag: 6 tags, 6 not built for `linux/s390x`");
+    let found = on("linux/amd64").select(&candidates, NOW).expect("a selection");
+    assert_eq!((found.tag, found.created, found.next), (tag("c"), Some(at(7)), Some(tag("b"))));
+    let found = on("linux/arm64").select(&candidates, NOW).expect("a selection");
+    assert_eq!(found.funnel.to_string(), "6 tags, 4 not built for `linux/arm64`, 1 without a creation date");
+    assert_eq!((found.created, found.funnel.permitted), (Some(at(9)), 1));
+}
+
+#[test]
+fn candidates_are_checked_from_the_best_down() {
+    let policy = with("semver", "", |settings| settings.platforms = vec!["linux/arm64".into()]);
+    let mut candidates = bare(&["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"]);
+    assert_eq!(policy.wanted(&candidates, NOW), ["1.5", "1.4", "1.3", "1.2"].map(tag));
+    candidates[5] = built("1.5", &["linux/amd64@1"]);
+    candidates[3] = built("1.3", &["linux/arm64@1"]);
+    assert_eq!(policy.wanted(&candidates, NOW), [tag("1.4")]);
+    assert_eq!(winner(&policy, &candidates), "nothing is known about `1.4`");
+    candidates[4] = built("1.4", &["linux/amd64@1"]);
+    assert_eq!(policy.wanted(&candidates, NOW), []);
+    let found = policy.select(&candidates, NOW).expect("a selection");
+    assert_eq!((found.tag, found.next), (tag("1.3"), Some(tag("1.2"))));
+    assert_eq!(found.funnel.to_string(), "6 tags, 2 not built for `linux/arm64`");
+    assert_eq!(found.funnel.permitted, 4);
+}
+
+#[test]
+fn young_and_undated_images_are_rejected() {
+    let policy = with("semver", "", |settings| settings.min_age = Some("2h".into()));
+    let candidates = [
+        built("1.4", &["linux/amd64@2000"]),
+        built("1.3", &["linux/amd64@999"]),
+        built("1.2", &["?@?"]),
+        built("1.1", &["?@998"]),
+    ];
+    let found = policy.select(&candidates, NOW).expect("a selection");
+    assert_eq!(found.tag, tag("1.1"));
+    assert_eq!(found.funnel.to_string(), "4 tags, 1 without a creation date, 2 younger than 2h");
+}
+
+#[test]
+fn steps_tell_what_they_rejected() {
+    let attached = format!("sha256-{}.sig", "a".repeat(64));
+    let policy = with("semver", "~1.4", |settings| {
+        settings.allow_tags = Some(r"^v?\d".into());
+        settings.ignore_tags = vec!["*-dev".into(), "regexp:^7".into()];
+    });
+    let tags = ["latest", "main", "1.4.0-dev", "1.3.0", "10.0.0", "2.0.0", "v1.2.3", "0x", "7.0.0", "1.5.0", attached.as_str()];
+    let error = policy.select(&bare(&tags), NOW).expect_err("nothing is permitted");
+    assert_eq!(
+        error.to_string(),
+        r"no permitted tag: 11 tags, 1 attached to an image (signatures and the like), 2 not matching `^v?\d`, ".to_owned()
+            + "2 ignored by `*-dev` or `regexp:^7`, 1 not readable as a version, 5 outside `~1.4`"
+    );
+    assert_eq!(error.funnel.steps.last().expect("a step").examples, ["10.0.0", "2.0.0", "1.5.0"].map(tag));
+    assert_eq!(winner(&policy, &[]), "no permitted tag: there are no tags");
+}
+
+#[test]
+fn what_extract_yields_is_ranked() {
+    let policy = with("numerical", "", |settings| {
+        settings.allow_tags = Some("^main-[a-f0-9]+-(?<ts>[0-9]*)$".into());
+        settings.extract = Some("$ts".into());
+    });
+    let found = policy.select(&bare(&["main-ff-9", "main-0a-10", "main-1-", "dev-1-99"]), NOW).expect("a selection");
+    assert_eq!((found.tag, found.extracted.as_deref(), found.next), (tag("main-0a-10"), Some("10"), Some(tag("main-ff-9"))));
+    assert_eq!(found.funnel.to_string(), "4 tags, 1 not matching `^main-[a-f0-9]+-(?<ts>[0-9]*)$`, 1 with an empty `$ts`");
+    let policy = with("semver", "1.x", |settings| {
+        settings.allow_tags = Some("^(.+)-alpine$".into());
+        settings.extract = Some("$1".into());
+    });
+    assert_eq!(winner(&policy, &bare(&["1.9-alpine", "1.10-alpine", "2.0-alpine", "1.11"])), "1.10-alpine");
+}
+
+#[test]
+fn near_misses_are_hinted_at() {
+    let hint = |policy: Policy, tags: &[&str]| policy.select(&bare(tags), NOW).expect_err("nothing is permitted").hint();
+    let text = hint(policy("semver", "~1.4 || 3"), &["1.4.0-rc.1", "1.4.0-rc.2", "1.3.0"]).expect("a hint");
+    assert!(text.contains("`1.4.0-rc.2`") && text.contains("`~1.4-0 || 3-0`"), "{text}");
+    let text = hint(policy("semver", ""), &["release-v1.2.3", "latest"]).expect("a hint");
+    assert!(text.contains("`regexp:^release-v(.+)$`"), "{text}");
+    let spaced = with("semver", "", |settings| settings.allow_tags = Some("regexp: ^v".into()));
+    assert!(hint(spaced, &["v1"]).expect("a hint").contains("white space"));
+    assert_eq!(hint(policy("semver", "~2"), &["1.0.0-rc1", "1.0.0"]), None);
+    assert_eq!(hint(policy("semver", "~2"), &[]), None);
+}
+
+#[test]
+fn duplicates_count_once_and_the_better_known_counts() {
+    let policy = with("semver", "", |settings| settings.with_digest = true);
+    let candidates = [bare(&["1.0", "1.0"]), vec![built("1.0", &[])], bare(&["1.0"])].concat();
+    let found = policy.select(&candidates, NOW).expect("a selection");
+    assert_eq!((found.funnel.total, found.funnel.permitted, found.next), (1, 1, None));
+    assert!(found.digest.is_some());
+}

@@ -1,0 +1,105 @@
+//! What choosing takes and tells: [`Candidate`]s with their [`Facts`]; a [`Selection`] or a [`NoMatch`], both with the [`Funnel`].
+
+use std::fmt;
+
+use jiff::Timestamp;
+
+use crate::image::{Digest, Platform, Tag};
+
+/// A tag, and what is known of what it points at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Candidate {
+    pub tag: Tag,
+    /// None: not asked yet.
+    pub facts: Option<Facts>,
+}
+
+/// What a tag points at.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Facts {
+    /// The digest that the tag points at: an index's if it holds several platforms. None: not known.
+    pub digest: Option<Digest>,
+    /// One for each platform.
+    pub images: Vec<Built>,
+}
+
+/// One image.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Built {
+    /// None: unknown, which suits no platform that is asked for.
+    pub platform: Option<Platform>,
+    pub created: Option<Timestamp>,
+}
+
+/// The choice, with its reasons.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Selection {
+    pub tag: Tag,
+    /// The digest that the tag points at, if the facts hold it; always, if [`Policy::pins_digest`](super::Policy::pins_digest).
+    pub digest: Option<Digest>,
+    /// When the newest of its images was created, among those for the platforms that are asked for; None if the facts are not known.
+    pub created: Option<Timestamp>,
+    /// What `extract` yielded, which was ranked instead of the tag.
+    pub extracted: Option<String>,
+    pub funnel: Funnel,
+    /// The runner-up, as far as the known facts tell.
+    pub next: Option<Tag>,
+}
+
+/// How many tags each step rejected: `total` is the sum of these and of `permitted`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Funnel {
+    /// How many different tags there were.
+    pub total: usize,
+    /// Only steps that rejected something.
+    pub steps: Vec<Step>,
+    /// How many are left. Where one that suits is enough, those that rank below it were not examined and count as permitted.
+    pub permitted: usize,
+}
+
+/// One step of a [`Funnel`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Why the tags were rejected, to be read after their number: `outside ~1.4`.
+    pub what: String,
+    pub rejected: usize,
+    /// Up to three of them, those nearest to winning first.
+    pub examples: Vec<Tag>,
+}
+
+/// Writes `214 tags, 209 not matching …, 5 outside …`.
+impl fmt::Display for Funnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.total {
+            0 => f.write_str("there are no tags")?,
+            1 => f.write_str("1 tag")?,
+            total => write!(f, "{total} tags")?,
+        }
+        self.steps.iter().try_for_each(|step| write!(f, ", {} {}", step.rejected, step.what))
+    }
+}
+
+/// Why nothing was chosen: no tag is permitted, or it can't be told yet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.message())]
+pub struct NoMatch {
+    pub funnel: Funnel,
+    /// Tags whose facts are needed first: the caller did not honour [`Policy::wanted`](super::Policy::wanted), or could not.
+    pub missing: Vec<Tag>,
+    pub(super) near_miss: Option<String>,
+}
+
+impl NoMatch {
+    fn message(&self) -> String {
+        match self.missing.as_slice() {
+            [] => format!("no permitted tag: {}", self.funnel),
+            [one] => format!("nothing is known about `{one}`"),
+            [first, ..] => format!("nothing is known about {} tags, such as `{first}`", self.missing.len()),
+        }
+    }
+
+    /// What would permit a tag, if there is a near miss.
+    pub fn hint(&self) -> Option<String> {
+        self.near_miss.clone()
+    }
+}

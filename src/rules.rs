@@ -1,0 +1,592 @@
+//! What an application asks for without placeholders: rules of alias, image, policy and targets.
+//!
+//! Texts go in (`.pinion.yaml`, `.pinion-<app>.yaml`, plugin parameters), checked [`Rule`]s come out; later sources win field by
+//! field. Field names are those of Image Updater's `ImageUpdater` resource (v1alpha1) and its annotations without their prefix, so
+//! that existing blocks paste in. Where the two disagree with a safe render the difference is stated at the field.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Deserialize;
+
+use crate::failure::chain;
+use crate::image::{Repository, printable, split_tag};
+use crate::policy::{Notation, Policy, Settings};
+use crate::yaml::{self, Tree};
+
+/// Rules that one application may have.
+const MAX_RULES: usize = 500;
+
+/// One image of an application, and what becomes of its pin.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    pub alias: String,
+    pub repository: Repository,
+    pub policy: Policy,
+    pub pull_secret: Option<String>,
+    pub target: Target,
+}
+
+/// Where a rule's pin goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Target {
+    /// The image is rewritten wherever it appears in the rendered manifests.
+    #[default]
+    Manifests,
+    /// Helm values, set with `--set-string`.
+    Helm(HelmTarget),
+    /// The image of this name is overridden in the kustomization.
+    Kustomize(String),
+}
+
+/// Dotted paths of Helm values.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HelmTarget {
+    /// Gets the image's name.
+    pub name: Option<String>,
+    /// Gets the tag, with the digest if the pin has one.
+    pub tag: Option<String>,
+    /// Gets name and tag; the other two are then not used.
+    pub spec: Option<String>,
+}
+
+/// A mistake in a source of rules.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct RulesError {
+    /// A file with line and column, or a parameter.
+    pub place: String,
+    pub problem: String,
+    pub hint: Option<String>,
+}
+
+/// The rules of an application and what was noticed while reading them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rules {
+    pub rules: Vec<Rule>,
+    /// Settings that are understood but have no effect here; for the log.
+    pub notes: Vec<String>,
+}
+
+impl Rules {
+    /// The rule with this alias.
+    pub fn get(&self, alias: &str) -> Option<&Rule> {
+        self.rules.iter().find(|rule| rule.alias == alias)
+    }
+}
+
+/// Fields of one level, as written. `None` leaves the level below in force.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Common {
+    update_strategy: Option<String>,
+    /// Accepted and without meaning: a render asks for what stands in the files, not for what runs in the cluster.
+    force_update: Option<bool>,
+    allow_tags: Option<String>,
+    ignore_tags: Option<Vec<String>>,
+    pull_secret: Option<String>,
+    platforms: Option<Vec<String>>,
+    extract: Option<String>,
+    min_age: Option<String>,
+    with_digest: Option<bool>,
+    fallback: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Targets {
+    helm: Option<HelmTarget>,
+    kustomize: Option<KustomizeTarget>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KustomizeTarget {
+    name: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct File {
+    api_version: String,
+    kind: String,
+    /// Accepted as Kubernetes objects have it; not used.
+    #[serde(default)]
+    #[expect(dead_code, reason = "pasted blocks carry it")]
+    metadata: serde_json::Value,
+    #[serde(default)]
+    common_update_settings: Common,
+    #[serde(default)]
+    images: Vec<FileImage>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct FileImage {
+    alias: String,
+    image_name: Option<String>,
+    #[serde(default)]
+    common_update_settings: Common,
+    #[serde(default)]
+    manifest_targets: Targets,
+}
+
+/// Collects sources, the earliest first, and merges them.
+#[derive(Debug, Default)]
+pub struct Reader {
+    common: Common,
+    images: Vec<Draft>,
+    notes: Vec<String>,
+    errors: Vec<RulesError>,
+}
+
+#[derive(Debug, Default)]
+struct Draft {
+    alias: String,
+    place: String,
+    image: Option<String>,
+    settings: Common,
+    targets: Targets,
+}
+
+impl Reader {
+    /// Adds a rules file; `name` is for messages.
+    pub fn file(&mut self, name: &str, text: &str) {
+        let file: File = match serde_yaml::from_str(text) {
+            Ok(file) => file,
+            Err(error) => {
+                let place =
+                    error.location().map_or_else(|| name.to_owned(), |at| format!("{name}:{}:{}", at.line(), at.column()));
+                let text = error.to_string();
+                let problem = text.split(" at line ").next().unwrap_or(&text).to_owned();
+                return self.error(
+                    place,
+                    problem,
+                    Some("the file holds `apiVersion: pinion.dev/v1`, `kind: Rules`, `images: […]`".into()),
+                );
+            }
+        };
+        if (file.api_version.as_str(), file.kind.as_str()) != ("pinion.dev/v1", "Rules") {
+            let problem = format!("`{} {}` is not `pinion.dev/v1 Rules`", printable(&file.api_version), printable(&file.kind));
+            return self.error(name.to_owned(), problem, None);
+        }
+        self.common.take(file.common_update_settings);
+        let mut seen = BTreeSet::new();
+        for image in file.images {
+            let place = place_of_alias(name, text, &image.alias);
+            if !seen.insert(image.alias.clone()) {
+                self.error(place.clone(), format!("alias `{}` is given twice", printable(&image.alias)), None);
+                continue;
+            }
+            let Some(draft) = self.draft(&image.alias, &place) else { continue };
+            draft.image = image.image_name.or(draft.image.take());
+            draft.settings.take(image.common_update_settings);
+            draft.targets.take(image.manifest_targets);
+        }
+    }
+
+    /// Adds the parameters `images` (`alias=image[:constraint]`) and `image-settings` (annotation keys without their prefix).
+    pub fn parameters(&mut self, images: &[String], settings: &BTreeMap<String, String>) {
+        let mut seen = BTreeSet::new();
+        for entry in images.iter().map(|entry| entry.trim()).filter(|entry| !entry.is_empty()) {
+            let place = "parameter `images`";
+            // The first `=` separates an alias only behind a legal alias: `nginx:>=1.2` has none (Image Updater misreads it).
+            let (alias, image) = match entry.split_once('=') {
+                Some((alias, image)) if is_alias(alias.trim()) => (alias.trim().to_owned(), image.trim()),
+                _ => (split_tag(entry).0.to_owned(), entry),
+            };
+            if !seen.insert(alias.clone()) {
+                self.error(place.into(), format!("alias `{}` is given twice", printable(&alias)), None);
+            } else if image.is_empty() {
+                self.error(
+                    place.into(),
+                    format!("`{}` names no image", printable(entry)),
+                    Some("write `alias=image[:constraint]`".into()),
+                );
+            } else {
+                let is_new = self.images.iter().all(|draft| draft.alias != alias);
+                if is_new {
+                    self.images.push(Draft { alias: alias.clone(), place: place.into(), ..Draft::default() });
+                }
+                let draft = self.images.iter_mut().find(|draft| draft.alias == alias).expect("it was just added");
+                draft.image = Some(image.to_owned());
+                draft.place = place.into();
+            }
+        }
+        for (key, value) in settings {
+            self.setting(key, value);
+        }
+    }
+
+    fn setting(&mut self, key: &str, value: &str) {
+        let place = format!("parameter `image-settings`, key `{}`", printable(key));
+        if NO_EFFECT.contains(&key) {
+            return self.notes.push(format!("{place}: read by `record`, without effect on this render"));
+        }
+        let level = LEVEL_KEYS.iter().find_map(|name| {
+            if key == *name {
+                return (*name != "platforms").then_some((None, *name));
+            }
+            Some((Some(key.strip_suffix(name)?.strip_suffix('.')?.to_owned()), *name))
+        });
+        let result = match level {
+            None => Err((format!("unknown setting; known are: {}", LEVEL_KEYS.join(", ")), None)),
+            Some((None, name)) => self.common.set(name, value),
+            Some((Some(alias), name)) => {
+                let known: Vec<String> = self.images.iter().map(|draft| draft.alias.clone()).collect();
+                match self.images.iter_mut().find(|draft| draft.alias == alias) {
+                    None => Err((format!("unknown alias `{}`", printable(&alias)), Some(aliases_hint(&known)))),
+                    Some(draft) => match draft.targets.set(name, value) {
+                        true => Ok(()),
+                        false => draft.settings.set(name, value),
+                    },
+                }
+            }
+        };
+        if let Err((problem, hint)) = result {
+            self.error(place, problem, hint);
+        }
+    }
+
+    /// The rules, or every mistake in their sources.
+    ///
+    /// # Errors
+    ///
+    /// All [`RulesError`]s of all sources.
+    pub fn finish(mut self) -> Result<Rules, Vec<RulesError>> {
+        let mut rules = Vec::new();
+        for draft in std::mem::take(&mut self.images) {
+            let place = draft.place.clone();
+            match draft.check(&self.common) {
+                Ok(rule) => rules.push(rule),
+                Err((problem, hint)) => self.error(place, problem, hint),
+            }
+        }
+        if rules.len() > MAX_RULES {
+            self.error("rules".into(), format!("{} images, at most {MAX_RULES} are allowed", rules.len()), None);
+        }
+        if self.errors.is_empty() { Ok(Rules { rules, notes: self.notes }) } else { Err(self.errors) }
+    }
+
+    fn draft(&mut self, alias: &str, place: &str) -> Option<&mut Draft> {
+        if !is_alias(alias) {
+            let problem = format!("`{}` is not an alias", printable(alias));
+            self.error(
+                place.to_owned(),
+                problem,
+                Some("an alias starts with a letter or digit and holds letters, digits, `-`, `.`, `_`".into()),
+            );
+            return None;
+        }
+        let index = self.images.iter().position(|draft| draft.alias == alias).unwrap_or_else(|| {
+            self.images.push(Draft { alias: alias.to_owned(), ..Draft::default() });
+            self.images.len() - 1
+        });
+        let draft = &mut self.images[index];
+        draft.place = place.to_owned();
+        Some(draft)
+    }
+
+    fn error(&mut self, place: String, problem: String, hint: Option<String>) {
+        self.errors.push(RulesError { place, problem, hint });
+    }
+}
+
+/// Keys of a level, the longer before those they end with.
+const LEVEL_KEYS: [&str; 14] = [
+    "helm.image-name",
+    "helm.image-tag",
+    "helm.image-spec",
+    "kustomize.image-name",
+    "update-strategy",
+    "force-update",
+    "allow-tags",
+    "ignore-tags",
+    "pull-secret",
+    "platforms",
+    "extract",
+    "min-age",
+    "with-digest",
+    "fallback",
+];
+
+/// Keys of Image Updater's write-back, which a render does not do.
+const NO_EFFECT: [&str; 4] = ["write-back-method", "write-back-target", "git-branch", "git-repository"];
+
+type Problem = (String, Option<String>);
+
+impl Common {
+    /// Fields of `over` that are given win; lists replace.
+    fn take(&mut self, over: Self) {
+        let Self {
+            update_strategy,
+            force_update: _,
+            allow_tags,
+            ignore_tags,
+            pull_secret,
+            platforms,
+            extract,
+            min_age,
+            with_digest,
+            fallback,
+        } = over;
+        replace(&mut self.update_strategy, update_strategy);
+        replace(&mut self.allow_tags, allow_tags);
+        replace(&mut self.ignore_tags, ignore_tags);
+        replace(&mut self.pull_secret, pull_secret);
+        replace(&mut self.platforms, platforms);
+        replace(&mut self.extract, extract);
+        replace(&mut self.min_age, min_age);
+        replace(&mut self.with_digest, with_digest);
+        replace(&mut self.fallback, fallback);
+    }
+
+    /// Sets a field by its annotation key. Values are trimmed, lists are split at commas.
+    fn set(&mut self, key: &str, value: &str) -> Result<(), Problem> {
+        let text = || Some(value.trim().to_owned());
+        let list = || Some(value.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect());
+        match key {
+            "update-strategy" => self.update_strategy = text(),
+            "force-update" => self.force_update = Some(boolean(value)?),
+            "allow-tags" => self.allow_tags = text(),
+            "ignore-tags" => self.ignore_tags = list(),
+            "pull-secret" => self.pull_secret = text(),
+            "platforms" => self.platforms = list(),
+            "extract" => self.extract = text(),
+            "min-age" => self.min_age = text(),
+            "with-digest" => self.with_digest = Some(boolean(value)?),
+            "fallback" => self.fallback = text(),
+            _ => return Err((format!("`{key}` belongs to an image: write `<alias>.{key}`"), None)),
+        }
+        Ok(())
+    }
+}
+
+impl Targets {
+    fn take(&mut self, over: Self) {
+        if let Some(helm) = over.helm {
+            let own = self.helm.get_or_insert_default();
+            replace(&mut own.name, helm.name);
+            replace(&mut own.tag, helm.tag);
+            replace(&mut own.spec, helm.spec);
+        }
+        replace(&mut self.kustomize, over.kustomize);
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> bool {
+        let value = value.trim().to_owned();
+        match key {
+            "helm.image-name" => self.helm.get_or_insert_default().name = Some(value),
+            "helm.image-tag" => self.helm.get_or_insert_default().tag = Some(value),
+            "helm.image-spec" => self.helm.get_or_insert_default().spec = Some(value),
+            "kustomize.image-name" => self.kustomize = Some(KustomizeTarget { name: value }),
+            _ => return false,
+        }
+        true
+    }
+
+    /// Image Updater's defaults hold where a block names no tag: `image.name` and `image.tag` for an empty block, `image.tag` beside a
+    /// name. A block with a tag alone sets the tag alone, where Image Updater would also set `image.name`.
+    fn check(self) -> Result<Target, Problem> {
+        match (self.helm, self.kustomize) {
+            (Some(_), Some(_)) => Err(("an image has a Helm target or a Kustomize target, not both".into(), None)),
+            (None, None) => Ok(Target::Manifests),
+            (None, Some(kustomize)) => Ok(Target::Kustomize(kustomize.name)),
+            (Some(HelmTarget { name, tag, spec }), None) => {
+                let empty = name.is_none() && tag.is_none() && spec.is_none();
+                let name = if empty { Some("image.name".to_owned()) } else { name };
+                let tag = if tag.is_none() && spec.is_none() { Some("image.tag".to_owned()) } else { tag };
+                Ok(Target::Helm(if spec.is_some() {
+                    HelmTarget { spec, ..HelmTarget::default() }
+                } else {
+                    HelmTarget { name, tag, spec }
+                }))
+            }
+        }
+    }
+}
+
+impl Draft {
+    fn check(self, common: &Common) -> Result<Rule, Problem> {
+        let alias = self.alias;
+        let Some(image) = self.image else {
+            return Err((format!("rule `{alias}` names no image"), Some("add `imageName`".into())));
+        };
+        let mut settings = common.clone();
+        settings.take(self.settings);
+        let (name, constraint) = split_tag(&image);
+        let settings = (
+            settings.pull_secret.filter(|text| !text.is_empty()),
+            Settings {
+                strategy: settings.update_strategy.filter(|text| !text.is_empty()),
+                constraint: constraint.map(str::to_owned).filter(|text| !text.is_empty()),
+                allow_tags: settings.allow_tags,
+                ignore_tags: settings.ignore_tags.unwrap_or_default(),
+                extract: settings.extract,
+                platforms: settings.platforms.unwrap_or_default(),
+                min_age: settings.min_age,
+                with_digest: settings.with_digest.unwrap_or_default(),
+                fallback: settings.fallback,
+            },
+        );
+        let (pull_secret, settings) = settings;
+        let repository = name.parse().map_err(|error| (format!("rule `{alias}`: {error}"), None))?;
+        let policy = Policy::parse(&settings, Notation::ImageUpdater)
+            .map_err(|error| (format!("rule `{alias}`: {}", chain(&error)), error.hint()))?;
+        Ok(Rule { alias, repository, policy, pull_secret, target: self.targets.check()? })
+    }
+}
+
+/// Lists the aliases that could have been meant.
+pub fn aliases_hint(known: &[String]) -> String {
+    match known {
+        [] => "no rule is defined: add one to `.pinion.yaml` or to the parameter `images`".into(),
+        known => format!("known aliases: {}", known.join(", ")),
+    }
+}
+
+fn replace<T>(field: &mut Option<T>, over: Option<T>) {
+    if over.is_some() {
+        *field = over;
+    }
+}
+
+fn boolean(value: &str) -> Result<bool, Problem> {
+    match value.trim() {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        other => Err((format!("`{}` is neither `true` nor `false`", printable(other)), None)),
+    }
+}
+
+fn is_alias(text: &str) -> bool {
+    text.len() <= 128
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+}
+
+/// The line and column of an alias in its file.
+fn place_of_alias(name: &str, text: &str, alias: &str) -> String {
+    let position = Tree::parse(text).ok().and_then(|tree| {
+        let images = tree.get(*tree.roots.first()?, "images")?;
+        let mut found = tree.items(images).iter().filter_map(|image| tree.get(*image, "alias"));
+        let alias = found.find(|id| tree.text(*id) == Some(alias))?;
+        Some(yaml::position(text, tree.node(alias).span.start))
+    });
+    position.map_or_else(|| name.to_owned(), |(line, column)| format!("{name}:{line}:{column}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "\
+apiVersion: pinion.dev/v1
+kind: Rules
+commonUpdateSettings:
+  updateStrategy: newest-build
+  allowTags: regexp:^main
+images:
+- alias: web
+  imageName: ghcr.io/acme/web
+  manifestTargets:
+    helm: {name: web.image, tag: web.tag}
+- alias: api
+  imageName: ghcr.io/acme/api:~1.2
+  commonUpdateSettings: {updateStrategy: semver, allowTags: any, forceUpdate: true}
+";
+
+    fn read(files: &[&str], images: &[&str], settings: &[(&str, &str)]) -> Result<Rules, Vec<String>> {
+        let mut reader = Reader::default();
+        files.iter().for_each(|file| reader.file(".pinion.yaml", file));
+        let images: Vec<String> = images.iter().map(|&text| text.to_owned()).collect();
+        let settings = settings.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+        reader.parameters(&images, &settings);
+        reader.finish().map_err(|errors| errors.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_block_of_image_updater_pastes_in() {
+        let rules = read(&[FILE], &[], &[]).expect("rules");
+        let web = rules.get("web").expect("web");
+        assert_eq!(web.repository.text(), "ghcr.io/acme/web");
+        assert_eq!(
+            web.target,
+            Target::Helm(HelmTarget { name: Some("web.image".into()), tag: Some("web.tag".into()), spec: None })
+        );
+        assert!(web.policy.to_string().contains("newest-build") && web.policy.to_string().contains("^main"));
+        let api = rules.get("api").expect("api");
+        assert!(api.policy.to_string().contains("~1.2") && api.target == Target::Manifests, "{}", api.policy);
+    }
+
+    #[test]
+    fn later_sources_win_field_by_field() {
+        let settings = [("web.helm.image-tag", "x.tag"), ("api.allow-tags", "regexp:^v"), ("ignore-tags", "a*, b*")];
+        let rules = read(&[FILE], &["api=ghcr.io/acme/api:~2", "new=nginx", "redis:>=7"], &settings).expect("rules");
+        let web = rules.get("web").expect("web");
+        assert_eq!(
+            web.target,
+            Target::Helm(HelmTarget { name: Some("web.image".into()), tag: Some("x.tag".into()), spec: None })
+        );
+        let api = rules.get("api").expect("api").policy.to_string();
+        assert!(api.contains("~2") && api.contains("^v") && api.contains("a*"), "{api}");
+        assert_eq!(rules.get("redis").expect("unaliased").repository.text(), "redis");
+    }
+
+    #[test]
+    fn targets_have_the_defaults_of_image_updater() {
+        let target = |settings: &[(&str, &str)]| read(&[], &["a=b/c"], settings).expect("rules").rules[0].target.clone();
+        let helm = |name: Option<&str>, tag: Option<&str>, spec: Option<&str>| {
+            Target::Helm(HelmTarget { name: name.map(str::to_owned), tag: tag.map(str::to_owned), spec: spec.map(str::to_owned) })
+        };
+        assert_eq!(target(&[]), Target::Manifests);
+        assert_eq!(target(&[("a.helm.image-name", "n")]), helm(Some("n"), Some("image.tag"), None));
+        assert_eq!(target(&[("a.helm.image-tag", "t")]), helm(None, Some("t"), None));
+        assert_eq!(target(&[("a.helm.image-spec", "s"), ("a.helm.image-tag", "t")]), helm(None, None, Some("s")));
+        assert_eq!(target(&[("a.kustomize.image-name", "k")]), Target::Kustomize("k".into()));
+        let empty = FILE.replace("helm: {name: web.image, tag: web.tag}", "helm: {}");
+        let rules = read(&[&empty], &[], &[]).expect("rules");
+        assert_eq!(rules.rules[0].target, helm(Some("image.name"), Some("image.tag"), None));
+    }
+
+    #[test]
+    fn every_mistake_is_reported_with_its_place() {
+        let errors =
+            |files: &[&str], images: &[&str], settings: &[(&str, &str)]| read(files, images, settings).expect_err("mistakes");
+        assert_eq!(
+            errors(&[], &["a=b/c", "a=b/d", "x="], &[("z.allow-tags", "any"), ("a.nope", "1"), ("a.force-update", "maybe")]),
+            [
+                "parameter `images`: alias `a` is given twice",
+                "parameter `images`: `x=` names no image",
+                "parameter `image-settings`, key `a.force-update`: `maybe` is neither `true` nor `false`",
+                &format!("parameter `image-settings`, key `a.nope`: unknown setting; known are: {}", LEVEL_KEYS.join(", ")),
+                "parameter `image-settings`, key `z.allow-tags`: unknown alias `z`",
+            ]
+        );
+        let twice = FILE.replace("alias: api", "alias: web");
+        assert_eq!(errors(&[&twice], &[], &[]), [".pinion.yaml:7:10: alias `web` is given twice"]);
+        let unknown = FILE.replace("  allowTags", "  allowedTags");
+        assert!(errors(&[&unknown], &[], &[])[0].starts_with(".pinion.yaml:"), "{:?}", errors(&[&unknown], &[], &[]));
+        assert_eq!(
+            errors(&["apiVersion: v1\nkind: Rules\n"], &[], &[]),
+            [".pinion.yaml: `v1 Rules` is not `pinion.dev/v1 Rules`"]
+        );
+        let both = FILE.replace("helm: {name: web.image, tag: web.tag}", "{helm: {}, kustomize: {name: x}}");
+        assert_eq!(errors(&[&both], &[], &[]), [".pinion.yaml:7:10: an image has a Helm target or a Kustomize target, not both"]);
+        let strategy = FILE.replace("newest-build", "newest");
+        assert!(errors(&[&strategy], &[], &[])[0].starts_with(".pinion.yaml:7:10: rule `web`: "));
+    }
+
+    #[test]
+    fn write_back_settings_are_noted() {
+        let rules = read(&[], &["a=b/c"], &[("write-back-method", "git")]).expect("rules");
+        assert_eq!(rules.notes.len(), 1);
+    }
+
+    #[test]
+    fn the_number_of_rules_is_bounded() {
+        let images: Vec<String> = (0..=MAX_RULES).map(|n| format!("a{n}=b/c")).collect();
+        let images: Vec<&str> = images.iter().map(String::as_str).collect();
+        assert_eq!(read(&[], &images, &[]).expect_err("too many"), ["rules: 501 images, at most 500 are allowed"]);
+    }
+}

@@ -1,0 +1,286 @@
+//! The values that Helm will merge, to tell which image a placeholder in them means.
+//!
+//! Trees of values files go in, from the chart's defaults to the last `--set`; what comes out is the merged view and, for each
+//! placeholder, the image that stands beside it *there*: an override file often holds `image.tag` alone. Merging follows Helm's
+//! `CoalesceTables`: mappings merge, all else is replaced, `null` removes. Nothing is written back from here.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use granit_parser::ScalarStyle;
+
+use crate::image::Repository;
+use crate::placeholder::image::{self, ImageNotFound, Siblings};
+use crate::yaml::{Kind, NodeId, Tree};
+
+/// Values that one merged view may hold, aliases expanded.
+const MAX_VALUES: usize = 4_000_000;
+
+/// A placeholder in a set of files: the file's number and the placeholder's number in it.
+pub type Site = (usize, usize);
+
+/// A value as Helm merges it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Value {
+    #[default]
+    Null,
+    /// A scalar, with the placeholders in it.
+    Scalar {
+        text: String,
+        sites: Vec<Site>,
+    },
+    List(Vec<Value>),
+    Map(BTreeMap<String, Value>),
+}
+
+/// The values are too many once aliases are expanded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the merged values hold more than {MAX_VALUES} entries")]
+pub struct TooManyValues;
+
+impl Value {
+    /// The values of a file's first document, which is the one that Helm reads. `sites` gives the placeholders of each scalar.
+    ///
+    /// # Errors
+    ///
+    /// [`TooManyValues`], so that aliases of aliases cannot exhaust the memory.
+    pub fn read(tree: &Tree<'_>, sites: &HashMap<NodeId, Vec<Site>>) -> Result<Self, TooManyValues> {
+        let mut budget = MAX_VALUES;
+        tree.roots.first().map_or(Ok(Self::Null), |root| Self::read_node(tree, *root, sites, &mut budget))
+    }
+
+    fn read_node(
+        tree: &Tree<'_>,
+        id: NodeId,
+        sites: &HashMap<NodeId, Vec<Site>>,
+        budget: &mut usize,
+    ) -> Result<Self, TooManyValues> {
+        *budget = budget.checked_sub(1).ok_or(TooManyValues)?;
+        let id = tree.follow(id);
+        Ok(match &tree.node(id).kind {
+            Kind::Scalar { value, style: ScalarStyle::Plain } if matches!(&**value, "" | "~" | "null" | "Null" | "NULL") => {
+                Self::Null
+            }
+            Kind::Scalar { value, .. } => {
+                Self::Scalar { text: value.to_string(), sites: sites.get(&id).cloned().unwrap_or_default() }
+            }
+            Kind::Sequence(items) => {
+                Self::List(items.iter().map(|item| Self::read_node(tree, *item, sites, budget)).collect::<Result<_, _>>()?)
+            }
+            Kind::Mapping(entries) => {
+                let mut map = BTreeMap::new();
+                for (_, merged) in entries.iter().filter(|(key, _)| tree.is_merge_key(*key)) {
+                    let sources = match &tree.node(tree.follow(*merged)).kind {
+                        Kind::Sequence(items) => items.clone(),
+                        _ => vec![*merged],
+                    };
+                    for source in sources {
+                        if let Self::Map(inherited) = Self::read_node(tree, source, sites, budget)? {
+                            for (key, value) in inherited {
+                                map.entry(key).or_insert(value);
+                            }
+                        }
+                    }
+                }
+                for (key, value) in entries.iter().filter(|(key, _)| !tree.is_merge_key(*key)) {
+                    if let Some(name) = tree.text(*key) {
+                        map.insert(name.to_owned(), Self::read_node(tree, *value, sites, budget)?);
+                    }
+                }
+                Self::Map(map)
+            }
+            Kind::Alias(_) => Self::Null,
+        })
+    }
+
+    /// Merges `over` into these values.
+    pub fn merge(&mut self, over: Value) {
+        match (self, over) {
+            (Self::Map(base), Self::Map(over)) => {
+                for (key, value) in over {
+                    base.entry(key).or_default().merge(value);
+                }
+            }
+            (base, over) => *base = over,
+        }
+    }
+
+    /// Puts a dependency's values below its name.
+    pub fn below(self, name: &str) -> Self {
+        Self::Map(BTreeMap::from([(name.to_owned(), self)]))
+    }
+
+    /// A value at a path as `helm --set` writes it: `image.tag`, `hosts[0].name`, `a\.b.c`.
+    pub fn set(path: &str, text: &str, sites: Vec<Site>) -> Self {
+        let mut keys = vec![String::new()];
+        let mut chars = path.chars();
+        while let Some(c) = chars.next() {
+            match c {
+                '\\' => keys.last_mut().expect("never empty").extend(chars.next()),
+                '.' | '[' => keys.push(String::new()),
+                ']' => {}
+                c => keys.last_mut().expect("never empty").push(c),
+            }
+        }
+        let leaf = Self::Scalar { text: text.to_owned(), sites };
+        keys.into_iter().rev().fold(leaf, |value, key| value.below(&key))
+    }
+
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Scalar { text, .. } => Some(text),
+            _ => None,
+        }
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        match self {
+            Self::Map(map) => map.get(key),
+            Self::List(items) => items.get(key.parse::<usize>().ok()?),
+            _ => None,
+        }
+    }
+
+    /// The value at a path of keys; for lists the number of the item.
+    pub fn at(&self, path: &[&str]) -> Option<&Value> {
+        path.iter().try_fold(self, |value, key| value.get(key))
+    }
+
+    /// For each placeholder that is still there after merging, the image beside it. One that is absent was overridden.
+    pub fn images(&self) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
+        let mut found: BTreeMap<Site, Vec<Result<Repository, ImageNotFound>>> = BTreeMap::new();
+        self.collect(None, &mut found);
+        found.into_iter().map(|(site, all)| (site, agree(all))).collect()
+    }
+
+    fn collect<'v>(&'v self, global: Option<&'v str>, found: &mut BTreeMap<Site, Vec<Result<Repository, ImageNotFound>>>) {
+        match self {
+            Self::Map(map) => {
+                let own = self.at(&["global", "imageRegistry"]).and_then(Value::text).filter(|text| !text.is_empty());
+                let global = global.or(own);
+                for (name, value) in map {
+                    let Self::Scalar { sites, .. } = value else {
+                        value.collect(global, found);
+                        continue;
+                    };
+                    if sites.is_empty() {
+                        continue;
+                    }
+                    let sibling = |key: &str| if key == name { None } else { map.get(key)?.text().map(str::to_owned) };
+                    let image = image::siblings(Siblings::Values, global, sibling).and_then(|image| {
+                        image.ok_or_else(|| {
+                            ImageNotFound::Nothing(format!("{}, in the merged values", image::looked_at(Siblings::Values)))
+                        })
+                    });
+                    sites.iter().for_each(|site| found.entry(*site).or_default().push(image.clone()));
+                }
+            }
+            Self::List(items) => {
+                for item in items {
+                    if let Self::Scalar { sites, .. } = item {
+                        let nothing = ImageNotFound::Nothing("the placeholder stands in a list, with no image before it".into());
+                        sites.iter().for_each(|site| found.entry(*site).or_default().push(Err(nothing.clone())));
+                    }
+                    item.collect(global, found);
+                }
+            }
+            Self::Null | Self::Scalar { .. } => {}
+        }
+    }
+}
+
+/// A value that is used in several places (an anchor) must mean the same image in each that names one.
+fn agree(all: Vec<Result<Repository, ImageNotFound>>) -> Result<Repository, ImageNotFound> {
+    let named: BTreeSet<&Repository> = all.iter().filter_map(|image| image.as_ref().ok()).collect();
+    match named.len() {
+        0 => all.into_iter().next().expect("a site is found with a result"),
+        1 => Ok((*named.first().expect("there is one")).clone()),
+        _ => Err(ImageNotFound::Several(named.into_iter().map(ToString::to_string).collect())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placeholder::Scan;
+
+    /// Reads files from the chart's defaults to the last one and merges them.
+    fn merged(files: &[&str]) -> Value {
+        let mut view = Value::default();
+        for (number, text) in files.iter().enumerate() {
+            view.merge(read(text, number));
+        }
+        view
+    }
+
+    fn read(text: &str, number: usize) -> Value {
+        let mut sites: HashMap<NodeId, Vec<Site>> = HashMap::new();
+        match Scan::of(text).expect("YAML") {
+            Some(scan) => {
+                for (index, placeholder) in scan.placeholders.iter().enumerate() {
+                    sites.entry(placeholder.scalar).or_default().push((number, index));
+                }
+                Value::read(&scan.tree, &sites).expect("few values")
+            }
+            None => Value::read(&Tree::parse(text).expect("YAML"), &sites).expect("few values"),
+        }
+    }
+
+    fn image(view: &Value, site: Site) -> Option<Result<String, String>> {
+        let found = view.images().remove(&site)?;
+        Some(found.map(|image| image.to_string()).map_err(|error| error.to_string()))
+    }
+
+    const TAG: &str = "image: {tag: $(pin ~1)}\n";
+
+    #[test]
+    fn the_repository_may_stand_in_another_file() {
+        let view = merged(&["image: {repository: ghcr.io/acme/web, tag: ''}\n", TAG]);
+        assert_eq!(image(&view, (1, 0)), Some(Ok("ghcr.io/acme/web".into())));
+        let view = merged(&["image: {repository: ghcr.io/acme/web}\n", TAG, "image: {repository: mirror.io/web}\n"]);
+        assert_eq!(image(&view, (1, 0)), Some(Ok("mirror.io/web".into())), "the last file wins");
+    }
+
+    #[test]
+    fn a_dependency_brings_its_own_repository_under_its_alias() {
+        let mut view = read("image: {registry: docker.io, repository: acme/cache}\n", 0).below("cache");
+        view.merge(read("cache: {image: {tag: $(pin ~7)}}\n", 1));
+        assert_eq!(image(&view, (1, 0)), Some(Ok("docker.io/acme/cache".into())));
+        view.merge(read("global: {imageRegistry: mirror.io}\n", 2));
+        assert_eq!(image(&view, (1, 0)), Some(Ok("mirror.io/acme/cache".into())), "a global registry takes the registry's place");
+    }
+
+    #[test]
+    fn parameters_and_null_count() {
+        let mut view = merged(&["image: {repository: a/b}\n", TAG]);
+        view.merge(Value::set("image.repository", "c/d", vec![]));
+        assert_eq!(image(&view, (1, 0)), Some(Ok("docker.io/c/d".into())));
+        view.merge(read("image: {repository: null}\n", 3));
+        assert!(image(&view, (1, 0)).expect("still there").is_err());
+        view.merge(Value::set("image.tag", "1.2.3", vec![]));
+        assert_eq!(image(&view, (1, 0)), None, "an overridden placeholder is not asked for");
+        let set = Value::set(r"a\.b.list[0].c", "x", vec![(0, 0)]);
+        assert_eq!(set.at(&["a.b", "list", "0", "c"]).and_then(Value::text), Some("x"));
+    }
+
+    #[test]
+    fn anchors_and_merge_keys_lead_to_the_image() {
+        let view = merged(&["tag: &t $(pin ~1)\nweb: {repository: a/b, tag: *t}\n"]);
+        assert_eq!(image(&view, (0, 0)), Some(Ok("docker.io/a/b".into())));
+        let view = merged(&["base: &b {tag: $(pin ~1)}\nweb: {<<: *b, repository: a/b}\n"]);
+        assert_eq!(image(&view, (0, 0)), Some(Ok("docker.io/a/b".into())));
+        let view = merged(&["tag: &t $(pin ~1)\nweb: {repository: a/b, tag: *t}\napi: {repository: a/c, tag: *t}\n"]);
+        assert_eq!(image(&view, (0, 0)), Some(Err("several images are meant: docker.io/a/b, docker.io/a/c".into())));
+    }
+
+    #[test]
+    fn aliases_of_aliases_are_bounded() {
+        use std::fmt::Write as _;
+        let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..9 {
+            let items = vec![format!("*a{}", level - 1); 10].join(", ");
+            writeln!(text, "a{level}: &a{level} [{items}]").expect("a string takes all");
+        }
+        let tree = Tree::parse(&text).expect("YAML");
+        assert_eq!(Value::read(&tree, &HashMap::new()), Err(TooManyValues));
+    }
+}
