@@ -6,6 +6,8 @@ pub mod manifest;
 pub mod pin;
 pub mod placeholder;
 pub mod policy;
+pub mod registry;
+pub mod resolve;
 pub mod rules;
 pub mod values;
 pub mod yaml;

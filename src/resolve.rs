@@ -1,0 +1,390 @@
+//! Questions become pins: which tag of a repository does a policy permit, now?
+//!
+//! All questions go out at once and all failures come back together. A pin is chosen from a complete answer or not at all (P2): when
+//! fresh data cannot be had completely, the last pin of the same question is served and marked stale; without one, a choice from the
+//! last complete listing; without that, the policy's fallback; else the question fails. Every lookup ends within the budget (P5).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use jiff::Timestamp;
+
+use crate::failure::chain;
+use crate::image::{Platform, Repository, Tag};
+use crate::pin::{Considered, Freshness, Pin, Pinned};
+use crate::policy::{Built, Candidate, Facts, NoMatch, Policy, Selection, Strategy};
+use crate::registry::cache::{Cache, Remembered, is_fresh};
+use crate::registry::store::{Store, StoredPin};
+use crate::registry::{Access, Content, Manifest, RegistryError, TagSource, Target};
+
+/// Tags of one question that are looked into at a time.
+const AT_ONCE: usize = 20;
+
+/// Tags that take long enough to be worth a line in the log.
+const MANY: usize = 100;
+
+/// The longest wait for a question that has a last known good pin: a hanging registry must not slow every render down.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is asked of a registry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    pub repository: Repository,
+    pub policy: Policy,
+    pub access: Access,
+}
+
+impl Question {
+    /// Two questions with the same name have the same answer.
+    pub fn name(&self) -> String {
+        format!("{} {}", self.repository, self.policy)
+    }
+}
+
+/// Why a question has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// The registry could not be asked, and nothing is remembered.
+    #[error("could not resolve `{question}`")]
+    Registry {
+        question: String,
+        #[source]
+        source: RegistryError,
+    },
+    /// The registry took longer than the budget, and nothing is remembered.
+    #[error("could not resolve `{question}` within {}", humantime::format_duration(*budget))]
+    Budget { question: String, budget: Duration },
+    /// The tags are known, and none is permitted.
+    #[error("could not resolve `{question}`")]
+    NoMatch {
+        question: String,
+        #[source]
+        source: NoMatch,
+    },
+}
+
+impl ResolveError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Registry { source, .. } => source.hint(),
+            Self::Budget { .. } => Some("raise `--lookup-timeout`; what was learned meanwhile is kept for the next time".into()),
+            Self::NoMatch { source, .. } => source.hint(),
+        }
+    }
+}
+
+/// Answers questions.
+pub struct Resolver<S> {
+    cache: Cache<S>,
+    store: Arc<Store>,
+    settings: Settings,
+}
+
+/// The operator's choices.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// For how long an answer is served again without asking.
+    pub tags_ttl: Duration,
+    /// The longest that all lookups of a render may take.
+    pub budget: Duration,
+    /// The platforms that `newest-build` looks at where the policy names none. Other strategies read no metadata and use none.
+    pub platforms: Vec<Platform>,
+}
+
+impl<S: TagSource> Resolver<S> {
+    pub fn new(cache: Cache<S>, store: Arc<Store>, settings: Settings) -> Self {
+        Self { cache, store, settings }
+    }
+
+    /// Answers all questions at once, each within the budget. Answers are in the order of the questions; equal questions are asked once.
+    ///
+    /// What is learned is kept in the store before this returns.
+    pub async fn resolve(&self, questions: &[Question]) -> Vec<Result<Pin, ResolveError>> {
+        let names: Vec<String> = questions.iter().map(|question| self.key(question)).collect();
+        let mut distinct: BTreeMap<&str, &Question> = BTreeMap::new();
+        for (name, question) in names.iter().zip(questions) {
+            distinct.entry(name).or_insert(question);
+        }
+        let asked = distinct.iter().map(|(key, question)| async move { ((*key).to_owned(), self.answer(key, question).await) });
+        let answers: BTreeMap<String, Result<Pin, ResolveError>> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
+        self.cache.save().await;
+        let answer = |(name, question): (&String, &Question)| {
+            let pin = answers.get(name).expect("every question was asked").clone();
+            // Each question keeps its own spelling of the image.
+            pin.map(|pin| Pin { repository: question.repository.clone(), ..pin })
+        };
+        names.iter().zip(questions).map(answer).collect()
+    }
+
+    /// What a question's answer is kept under: also the credential that asks, and the platforms that are looked at.
+    fn key(&self, question: &Question) -> String {
+        let platforms: Vec<String> = match question.policy.strategy() {
+            Strategy::NewestBuild => self.settings.platforms.iter().map(ToString::to_string).collect(),
+            _ => Vec::new(),
+        };
+        format!("{} {} {}", self.cache.key(&question.repository, &question.access), question.policy, platforms.join(","))
+    }
+
+    async fn answer(&self, key: &str, question: &Question) -> Result<Pin, ResolveError> {
+        let stored = self.blocking(key.to_owned(), |store, key| store.pin(&key)).await.flatten();
+        if let Some(pin) = stored.as_ref().filter(|pin| is_fresh(pin.at, self.settings.tags_ttl)) {
+            return Ok(recall(pin, question, crate::pin::Freshness::Fresh));
+        }
+        let name = question.name();
+        let budget = if stored.is_some() { self.settings.budget.min(PATIENCE) } else { self.settings.budget };
+        let error = match tokio::time::timeout(budget, self.choose(question)).await {
+            Ok(Ok((selection, at))) => {
+                let pin = pin(question, selection, at, Freshness::Fresh);
+                self.keep(key, &pin, at).await;
+                return Ok(pin);
+            }
+            Ok(Err(error)) => error,
+            Err(_) => ResolveError::Budget { question: name, budget },
+        };
+        let reason = reason(&error);
+        if matches!(error, ResolveError::NoMatch { .. }) {
+            return fallback(question, reason).ok_or(error);
+        }
+        if let Some(stored) = stored {
+            tracing::warn!(question = question.name(), pin = %stored.pin, since = %stored.at, %reason, "serving the last known good pin");
+            let freshness = Freshness::Stale { since: stored.at, reason };
+            return Ok(recall(&stored, question, freshness));
+        }
+        if let Some(pin) = self.remember(question, &reason).await {
+            tracing::warn!(question = question.name(), pin = %pin.pinned, %reason, "serving a choice from the last complete listing");
+            return Ok(pin);
+        }
+        fallback(question, reason).ok_or(error)
+    }
+
+    /// Uses the store on a thread that may block.
+    async fn blocking<I: Send + 'static, T: Send + 'static>(&self, input: I, work: fn(&Store, I) -> T) -> Option<T> {
+        let store = Arc::clone(&self.store);
+        tokio::task::spawn_blocking(move || work(&store, input)).await.ok()
+    }
+
+    async fn keep(&self, key: &str, pin: &Pin, at: Timestamp) {
+        let stored = StoredPin {
+            key: key.to_owned(),
+            pin: pin.pinned.to_string(),
+            created: pin.created,
+            at,
+            considered: pin.considered.clone(),
+        };
+        self.blocking(stored, Store::keep).await;
+    }
+
+    /// Chooses from fresh data.
+    async fn choose(&self, question: &Question) -> Result<(Selection, Timestamp), ResolveError> {
+        let name = question.name();
+        let failed = |source| ResolveError::Registry { question: name.clone(), source };
+        let listing = self.cache.dated_tags(&question.repository, &question.access).await.map_err(&failed)?;
+        // Google's registries say in the listing when each image was built, but not for which platform.
+        let is_dated = question.policy.platforms().is_empty() && listing.value.tags.iter().all(|listed| listed.created.is_some());
+        let policy = if is_dated {
+            question.policy.clone()
+        } else {
+            question.policy.clone().with_default_platforms(&self.settings.platforms)
+        };
+        let mut candidates: Vec<Candidate> = Vec::with_capacity(listing.value.tags.len());
+        candidates.extend(listing.value.tags.iter().map(|listed| {
+            let images = vec![Built { platform: None, created: listed.created }];
+            let facts = is_dated.then(|| Facts { digest: listed.digest.clone(), images });
+            Candidate { tag: listed.tag.clone(), facts }
+        }));
+        let now = Timestamp::now();
+        loop {
+            let wanted = policy.wanted(&candidates, now);
+            if wanted.len() > MANY {
+                tracing::info!(repository = %question.repository, tags = wanted.len(), "looking into many tags");
+            }
+            if wanted.is_empty() {
+                let selection = policy.select(&candidates, now);
+                return selection
+                    .map(|selection| (selection, listing.at))
+                    .map_err(|source| ResolveError::NoMatch { question: name, source });
+            }
+            let policy = &policy;
+            let lookups = wanted.into_iter().map(|tag| async move {
+                let facts = self.facts(question, policy, &tag).await?;
+                Ok::<_, RegistryError>((tag, facts))
+            });
+            let found: Vec<(Tag, Facts)> =
+                stream::iter(lookups).buffer_unordered(AT_ONCE).try_collect().await.map_err(&failed)?;
+            if !fill(&mut candidates, found) {
+                let selection = policy.select(&candidates, now);
+                return selection
+                    .map(|selection| (selection, listing.at))
+                    .map_err(|source| ResolveError::NoMatch { question: name, source });
+            }
+        }
+    }
+
+    /// What must be known of a tag. A tag that is listed but gone has no images, which is a complete answer.
+    async fn facts(&self, question: &Question, policy: &Policy, tag: &Tag) -> Result<Facts, RegistryError> {
+        let Question { repository, access, .. } = question;
+        if !policy.reads_metadata() {
+            return Ok(Facts { digest: Some(self.cache.digest(repository, tag, access).await?), images: Vec::new() });
+        }
+        let manifest = match self.cache.manifest(repository, &Target::Tag(tag.clone()), access).await {
+            Err(RegistryError::NotFound { what }) => {
+                tracing::warn!(%what, "a tag is listed but has no manifest");
+                return Ok(Facts { digest: None, images: Vec::new() });
+            }
+            manifest => manifest?,
+        };
+        let mut images = Vec::new();
+        match &manifest.content {
+            Content::Image { .. } => images.push(self.built(question, &manifest, None).await?),
+            Content::Index { entries, created } => {
+                for entry in entries {
+                    let Some(platform) = &entry.platform else { continue };
+                    if !policy.platforms().is_empty() && policy.platforms().iter().all(|wanted| !wanted.accepts(platform)) {
+                        images.push(Built { platform: Some(platform.clone()), created: None });
+                        continue;
+                    }
+                    let child = self.cache.manifest(repository, &Target::Digest(entry.digest.clone()), access).await?;
+                    let built = self.built(question, &child, *created).await?;
+                    images.push(Built { platform: Some(platform.clone()), ..built });
+                }
+            }
+            Content::Other { media_type } => tracing::debug!(%tag, %media_type, "not an image"),
+        }
+        Ok(Facts { digest: Some(manifest.digest.clone()), images })
+    }
+
+    async fn built(&self, question: &Question, manifest: &Manifest, index: Option<Timestamp>) -> Result<Built, RegistryError> {
+        let Content::Image { config, created } = &manifest.content else { return Ok(Built { platform: None, created: index }) };
+        let config = self.cache.config(&question.repository, config, &question.access).await?;
+        Ok(dated(&config, *created, index))
+    }
+
+    /// Chooses from what is remembered, without asking anybody. `None` if anything that the policy needs is missing.
+    async fn remember(&self, question: &Question, reason: &str) -> Option<Pin> {
+        let Question { repository, access, .. } = question;
+        let listing = self.cache.last_tags(repository, access).await?;
+        let policy = question.policy.clone().with_default_platforms(&self.settings.platforms);
+        let mut candidates: Vec<Candidate> =
+            listing.value.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), facts: None }).collect();
+        let now = Timestamp::now();
+        loop {
+            let wanted = policy.wanted(&candidates, now);
+            if wanted.is_empty() {
+                let selection = policy.select(&candidates, now).ok()?;
+                let freshness = Freshness::Stale { since: listing.at, reason: reason.to_owned() };
+                return Some(pin(question, selection, listing.at, freshness));
+            }
+            let mut found = Vec::new();
+            for tag in wanted {
+                let facts = self.remembered_facts(question, &policy, &tag).await?;
+                found.push((tag, facts));
+            }
+            if !fill(&mut candidates, found) {
+                return None;
+            }
+        }
+    }
+
+    async fn remembered_facts(&self, question: &Question, policy: &Policy, tag: &Tag) -> Option<Facts> {
+        let Question { repository, access, .. } = question;
+        let remembered = Remembered(&self.cache);
+        if !policy.reads_metadata() {
+            return Some(Facts { digest: Some(remembered.digest(repository, tag, access).await?), images: Vec::new() });
+        }
+        let manifest = remembered.manifest(repository, tag, access).await?;
+        let mut images = Vec::new();
+        match &manifest.content {
+            Content::Image { config, created } => {
+                images.push(dated(&*remembered.config(repository, config, access).await?, *created, None));
+            }
+            Content::Index { entries, created: index } => {
+                for entry in entries {
+                    let Some(platform) = &entry.platform else { continue };
+                    let is_wanted =
+                        policy.platforms().is_empty() || policy.platforms().iter().any(|wanted| wanted.accepts(platform));
+                    if !is_wanted {
+                        continue;
+                    }
+                    let child = remembered.child(repository, &entry.digest, access).await?;
+                    let Content::Image { config, created } = &child.content else { continue };
+                    let built = dated(&*remembered.config(repository, config, access).await?, *created, *index);
+                    images.push(Built { platform: Some(platform.clone()), ..built });
+                }
+            }
+            Content::Other { .. } => {}
+        }
+        Some(Facts { digest: Some(manifest.digest.clone()), images })
+    }
+}
+
+/// When an image was built: by its configuration, unless that holds the epoch of reproducible builds and an annotation knows better.
+fn dated(config: &crate::registry::ImageConfig, annotation: Option<Timestamp>, index: Option<Timestamp>) -> Built {
+    let epoch_ends = Timestamp::from_second(347_155_200).expect("the start of 1981 is a time");
+    let created = match config.created.filter(|created| *created >= epoch_ends) {
+        Some(created) => Some(created),
+        None => annotation.or(index).or(config.created),
+    };
+    Built { platform: config.platform.clone(), created }
+}
+
+/// Adds what was found; says whether that is anything new.
+fn fill(candidates: &mut [Candidate], found: Vec<(Tag, Facts)>) -> bool {
+    let mut found: BTreeMap<Tag, Facts> = found.into_iter().collect();
+    let mut is_new = false;
+    for candidate in candidates {
+        if let Some(facts) = found.remove(&candidate.tag).map(Some)
+            && candidate.facts != facts
+        {
+            candidate.facts = facts;
+            is_new = true;
+        }
+    }
+    is_new
+}
+
+fn pin(question: &Question, selection: Selection, at: Timestamp, freshness: Freshness) -> Pin {
+    let digest = selection.digest.filter(|_| question.policy.pins_digest());
+    Pin {
+        repository: question.repository.clone(),
+        policy: question.policy.clone(),
+        pinned: Pinned { tag: selection.tag, digest },
+        created: selection.created,
+        freshness,
+        listed: Some(at),
+        considered: Some(Considered::from(&selection.funnel)),
+    }
+}
+
+fn recall(stored: &StoredPin, question: &Question, freshness: Freshness) -> Pin {
+    Pin {
+        repository: question.repository.clone(),
+        policy: question.policy.clone(),
+        pinned: stored.pin.parse().expect("the store gives pins that parse"),
+        created: stored.created,
+        freshness,
+        listed: Some(stored.at),
+        considered: stored.considered.clone(),
+    }
+}
+
+fn fallback(question: &Question, reason: String) -> Option<Pin> {
+    let tag = question.policy.fallback()?.clone();
+    tracing::warn!(question = question.name(), %tag, %reason, "using the fallback");
+    Some(Pin {
+        repository: question.repository.clone(),
+        policy: question.policy.clone(),
+        pinned: Pinned { tag, digest: None },
+        created: None,
+        freshness: Freshness::Fallback { reason },
+        listed: None,
+        considered: None,
+    })
+}
+
+/// The chain of causes in one line, without the question.
+fn reason(error: &ResolveError) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), chain)
+}

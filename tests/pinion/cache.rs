@@ -1,0 +1,165 @@
+//! What the cache and the resolver ask of a registry, and what they don't.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pinion::image::Platform;
+use pinion::policy::{Notation, Policy, Settings as PolicySettings};
+use pinion::registry::cache::{Cache, Freshness};
+use pinion::registry::store::Store;
+use pinion::registry::{Access, Client, Limits, RegistriesConfig, TagSource};
+use pinion::resolve::{Question, Resolver, Settings};
+
+use crate::support::driver::entries;
+use crate::support::registry::{FakeRegistry, Image, Route};
+
+struct Fixture {
+    registry: FakeRegistry,
+    dir: tempfile::TempDir,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        Self { registry: FakeRegistry::start().await, dir: tempfile::tempdir().expect("a directory") }
+    }
+
+    fn store(&self) -> Arc<Store> {
+        Arc::new(Store::new(self.dir.path()))
+    }
+
+    fn cache(&self, more: &str, freshness: Freshness) -> Cache<Client> {
+        let config = RegistriesConfig::parse(&entries(&self.registry, more), std::path::Path::new("registries.conf"))
+            .expect("a configuration");
+        let limits = Limits { docker_config: None, ..Limits::default() };
+        Cache::new(Client::new(config, limits), self.store(), freshness)
+    }
+
+    fn resolver(&self, freshness: Freshness) -> Resolver<Client> {
+        let platforms = vec!["linux/amd64".parse::<Platform>().expect("a platform")];
+        let settings = Settings { tags_ttl: freshness.tags, budget: Duration::from_secs(20), platforms };
+        Resolver::new(self.cache("", freshness), self.store(), settings)
+    }
+}
+
+const NEVER: Freshness = Freshness { tags: Duration::ZERO, digests: Duration::from_secs(3600) };
+
+fn question(image: &str, strategy: &str) -> Question {
+    let settings = PolicySettings { strategy: Some(strategy.into()), ..PolicySettings::default() };
+    let policy = Policy::parse(&settings, Notation::Placeholder).expect("a policy");
+    Question { repository: image.parse().expect("an image"), policy, access: Access::operator() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_askers_make_one_request() {
+    let fixture = Fixture::new().await;
+    fixture.registry.tags("acme/web", ["1.0.0", "1.1.0"]);
+    let cache = Arc::new(fixture.cache("", Freshness::default()));
+    let asking: Vec<_> = (0..50)
+        .map(|_| {
+            let cache = Arc::clone(&cache);
+            tokio::spawn(async move { cache.tags(&"ghcr.io/acme/web".parse().expect("an image"), &Access::operator()).await })
+        })
+        .collect();
+    for asked in asking {
+        assert_eq!(asked.await.expect("no panic").expect("tags").tags.len(), 2);
+    }
+    assert_eq!(fixture.registry.count(Route::Tags), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_questions_are_asked_once_and_keep_their_spelling() {
+    let fixture = Fixture::new().await;
+    fixture.registry.tags("library/nginx", ["1.27.0"]);
+    let questions =
+        [question("nginx", "semver"), question("docker.io/library/nginx", "semver"), question("nginx", "alphabetical")];
+    let pins = fixture.resolver(Freshness::default()).resolve(&questions).await;
+    let names: Vec<String> = pins.into_iter().map(|pin| pin.expect("a pin").repository.text().to_owned()).collect();
+    assert_eq!(names, ["nginx", "docker.io/library/nginx", "nginx"]);
+    assert_eq!(fixture.registry.count(Route::Tags), 1);
+}
+
+/// The aim: at most 4 requests for one more push.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_more_build_costs_three_requests() {
+    let fixture = Fixture::new().await;
+    for n in 0..60 {
+        fixture.registry.push_built("acme/web", &format!("build-{n}"), &format!("2026-01-01T00:00:{n:02}Z"));
+    }
+    let ask = async || {
+        let pins = fixture.resolver(NEVER).resolve(&[question("ghcr.io/acme/web", "newest-build")]).await;
+        pins.into_iter().next().expect("one").expect("a pin").pinned.to_string()
+    };
+    assert_eq!(ask().await, "build-59");
+    fixture.registry.push_built("acme/web", "build-60", "2026-01-01T00:01:00Z");
+    fixture.registry.forget_requests();
+    assert_eq!(ask().await, "build-60");
+    assert_eq!(fixture.registry.requests().len(), 3, "the list, a manifest, a configuration: {:?}", fixture.registry.requests());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_moved_tag_is_noticed_when_its_digest_is_stale() {
+    let fixture = Fixture::new().await;
+    fixture.registry.push_built("acme/web", "a", "2026-01-01T00:00:00Z");
+    fixture.registry.push_built("acme/web", "b", "2026-01-02T00:00:00Z");
+    let stale = Freshness { tags: Duration::ZERO, digests: Duration::ZERO };
+    let ask = async || {
+        let pins = fixture.resolver(stale).resolve(&[question("ghcr.io/acme/web", "newest-build")]).await;
+        pins.into_iter().next().expect("one").expect("a pin").pinned.to_string()
+    };
+    assert_eq!(ask().await, "b");
+    fixture.registry.push_built("acme/web", "a", "2026-01-03T00:00:00Z");
+    assert_eq!(ask().await, "a");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_counts_for_the_platform_that_is_asked_for() {
+    let fixture = Fixture::new().await;
+    let image = |platform: &str, created: &str| Image::new().platform(platform).created(created);
+    let (old, new) = ("2026-01-01T00:00:00Z", "2026-02-01T00:00:00Z");
+    fixture.registry.push_index("acme/web", "a", vec![image("linux/amd64", new), image("linux/arm64", old)], true);
+    fixture.registry.push_index("acme/web", "b", vec![image("linux/amd64", old), image("linux/arm64", new)], true);
+    fixture.registry.push_image("acme/web", "c", image("windows/amd64", "2026-03-01T00:00:00Z"));
+    let mut arm = question("ghcr.io/acme/web", "newest-build");
+    let settings = PolicySettings {
+        strategy: Some("newest-build".into()),
+        platforms: vec!["linux/arm64".into()],
+        ..PolicySettings::default()
+    };
+    arm.policy = Policy::parse(&settings, Notation::Placeholder).expect("a policy");
+    let pins = fixture.resolver(NEVER).resolve(&[question("ghcr.io/acme/web", "newest-build"), arm]).await;
+    let tags: Vec<String> = pins.into_iter().map(|pin| pin.expect("a pin").pinned.to_string()).collect();
+    assert_eq!(tags, ["a", "b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_epoch_of_a_reproducible_build_is_no_date() {
+    let fixture = Fixture::new().await;
+    let epoch = || Image::new().created("1970-01-01T00:00:00Z");
+    fixture.registry.push_built("acme/web", "dated", "2026-01-01T00:00:00Z");
+    fixture.registry.push_image(
+        "acme/web",
+        "labelled",
+        epoch().label("org.opencontainers.image.created", "2026-02-01T00:00:00Z"),
+    );
+    fixture.registry.push_image(
+        "acme/web",
+        "annotated",
+        epoch().annotation("org.opencontainers.image.created", "2026-03-01T00:00:00Z"),
+    );
+    let pins = fixture.resolver(NEVER).resolve(&[question("ghcr.io/acme/web", "newest-build")]).await;
+    assert_eq!(pins[0].as_ref().expect("a pin").pinned.to_string(), "annotated");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_are_kept_under_the_credential_that_asked() {
+    let fixture = Fixture::new().await;
+    fixture.registry.tags("acme/web", ["1.0.0"]);
+    let image = "ghcr.io/acme/web".parse().expect("an image");
+    let anonymous = fixture.cache("", Freshness::default());
+    let other = fixture.cache("  credentials: env:PATH\n", Freshness::default());
+    let keys = [anonymous.key(&image, &Access::operator()), other.key(&image, &Access::operator())];
+    assert_ne!(keys[0], keys[1]);
+    anonymous.tags(&image, &Access::operator()).await.expect("tags");
+    anonymous.save().await;
+    assert!(fixture.store().known(&keys[0]).is_some() && fixture.store().known(&keys[1]).is_none());
+}

@@ -1,0 +1,11 @@
+//! Everything that needs a registry, a tool or the program itself. One binary: it links once.
+
+#![allow(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../registry/client.rs"]
+mod client;
+
+mod cache;

@@ -1,0 +1,210 @@
+//! Listings: dialects, paging, bounds.
+
+use super::*;
+
+#[tokio::test]
+async fn every_dialect_is_listed_to_its_end() {
+    let dialects = [
+        ("distribution", Dialect::distribution()),
+        ("debian", Dialect::debian()),
+        ("ghcr", Dialect::ghcr()),
+        ("docker hub", Dialect::docker_hub()),
+        ("ecr", Dialect::ecr()),
+        ("acr", Dialect::acr()),
+        ("quay", Dialect::quay()),
+        ("quay before 2024", Dialect::quay_before_2024()),
+        ("gitlab", Dialect::gitlab()),
+        ("gitlab unmigrated", Dialect::gitlab_unmigrated()),
+        ("harbor", Dialect::harbor()),
+        ("artifactory", Dialect::artifactory()),
+        ("nexus", Dialect::nexus()),
+        ("nexus behind a proxy", Dialect::nexus_behind_proxy()),
+        ("zot", Dialect::zot()),
+        ("google", Dialect::google()),
+        ("without name", Dialect::ghcr().without_name()),
+        ("by last alone", Dialect::ghcr().link(Link::Missing)),
+        ("by last alone, fifty", Dialect::acr().link(Link::Missing).page(50)),
+        ("by last alone, unsorted", Dialect::acr().link(Link::Missing).order(TagOrder::Unsorted)),
+        ("larger pages than ours", Dialect { ignores_n: true, ..Dialect::ghcr().page(1500) }),
+        ("artifactory in pages", Dialect::artifactory().page(100)),
+        ("nexus in pages", Dialect::nexus_behind_proxy().page(100)),
+        ("zot in pages", Dialect::zot().page(100)),
+    ];
+    let registry = FakeRegistry::start().await;
+    for count in [0, 1, 50, 100, 101, 250, 1000, 2345, 3500] {
+        let path = format!("acme/web{count}");
+        registry.create(&path);
+        if count > 0 {
+            registry.tags(&path, (0..count).map(|at| format!("1.{at}.0")));
+        }
+    }
+    for (name, dialect) in dialects {
+        registry.dialect(dialect);
+        let client = client(&registry);
+        for count in [0, 1, 50, 100, 101, 250, 1000, 2345, 3500] {
+            let listing = client.tags(&repository(&registry, &format!("acme/web{count}")), &OPERATOR).await;
+            let listing = listing.unwrap_or_else(|error| panic!("{name}, {count} tags: {}", shown(&error)));
+            let expected: BTreeSet<Tag> = (0..count).map(|at| tag(&format!("1.{at}.0"))).collect();
+            let expected: Vec<&str> = expected.iter().map(Tag::as_str).collect();
+            assert_eq!(names(&listing), expected, "{name}, {count} tags");
+            assert_eq!(listing.dropped, 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_short_listing_costs_one_request() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0", "2.0"]);
+    tags(&client(&registry), &registry).await.expect("a listing");
+    assert_eq!(registry.count(Route::Any), 1);
+    assert_eq!(registry.requests()[0].query, "");
+    assert_eq!(registry.requests()[0].header("user-agent"), Some(concat!("pinion/", env!("CARGO_PKG_VERSION"))));
+    assert_eq!(registry.requests()[0].header("accept-encoding"), None);
+}
+
+#[tokio::test]
+async fn a_registry_that_ignores_paging_is_probed_once() {
+    let registry = FakeRegistry::start().await;
+    registry.dialect(Dialect::debian());
+    registry.tags("acme/web", (0..100).map(|at| format!("{at}")));
+    assert_eq!(tags(&client(&registry), &registry).await.expect("a listing").tags.len(), 100);
+    assert_eq!(registry.count(Route::Tags), 2);
+}
+
+#[tokio::test]
+async fn a_page_size_that_is_refused_is_not_asked_for_again() {
+    let registry = FakeRegistry::start().await;
+    registry.dialect(Dialect::quay());
+    registry.tags("acme/web", (0..350).map(|at| format!("{at}")));
+    assert_eq!(tags(&client(&registry), &registry).await.expect("a listing").tags.len(), 350);
+    let sized = registry.requests().iter().filter(|request| request.parameter("n").as_deref() == Some("1000")).count();
+    assert_eq!((sized, registry.count(Route::Tags)), (1, 5));
+}
+
+#[tokio::test]
+async fn a_cursor_lost_to_a_deletion_is_worth_one_new_start() {
+    let registry = FakeRegistry::start().await;
+    registry.dialect(Dialect::zot().page(2));
+    registry.tags("acme/web", ["1", "2", "3", "4"]);
+    registry.fault_on(Route::Tags, When::Only(2), Fault::status(404));
+    assert_eq!(names(&tags(&client(&registry), &registry).await.expect("a listing")), ["1", "2", "3", "4"]);
+
+    registry.clear_faults();
+    registry.fault_on(Route::Tags, When::Only(2), Fault::status(404));
+    registry.fault_on(Route::Tags, When::Only(4), Fault::status(404));
+    assert!(unavailable(&tags(&client(&registry), &registry).await.expect_err("twice")));
+}
+
+#[tokio::test]
+async fn an_error_on_any_page_is_an_error_of_the_listing() {
+    let registry = FakeRegistry::start().await;
+    registry.dialect(Dialect::ghcr().page(2));
+    registry.tags("acme/web", (0..10).map(|at| format!("{at}")));
+    for fault in [Fault::status(500), Fault::status(403), Fault::status(418), Fault::garbage(), Fault::Truncated, Fault::Drop] {
+        registry.clear_faults();
+        registry.fault_on(Route::Tags, When::After(3), fault.clone());
+        assert!(tags(&client(&registry), &registry).await.is_err(), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn links_never_lead_to_another_host() {
+    let (registry, other) = (FakeRegistry::start().await, FakeRegistry::start().await);
+    registry.tags("acme/web", ["1", "2", "3"]);
+    let link = format!("<{}/v2/acme/web/tags/list?last=2>; rel=\"next\"", other.url());
+    let page = Fault::answer(200, r#"{"tags":["1","2"]}"#).with_header("link", &link);
+    registry.fault_on(Route::Tags, When::Times(1), page);
+    assert_eq!(names(&tags(&client(&registry), &registry).await.expect("a listing")), ["1", "2", "3"]);
+    assert_eq!((registry.count(Route::Tags), other.connections()), (2, 0));
+}
+
+#[tokio::test]
+async fn pages_in_a_circle_are_an_error() {
+    let registry = FakeRegistry::start().await;
+    registry.create("acme/web");
+    registry.fault(Fault::EndlessPages(Cursor::Same));
+    assert!(malformed(&tags(&client(&registry), &registry).await.expect_err("a circle")));
+    assert!(registry.count(Route::Tags) < 5);
+}
+
+#[tokio::test]
+async fn pages_without_end_are_an_error() {
+    let registry = FakeRegistry::start().await;
+    registry.create("acme/web");
+    registry.fault(Fault::EndlessPages(Cursor::New));
+    for dialect in [Dialect::ghcr(), Dialect::ghcr().link(Link::Missing)] {
+        registry.dialect(dialect);
+        registry.forget_requests();
+        let error = tags(&client_with(&registry, "", Limits { pages: 7, ..limits() }), &registry).await.expect_err("endless");
+        assert!(matches!(error, RegistryError::TooLarge { .. }), "{error}");
+        assert_eq!(registry.count(Route::Tags), 7);
+    }
+}
+
+#[tokio::test]
+async fn more_tags_than_allowed_are_an_error() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", (0..60).map(|at| format!("{at}")));
+    let bounded = |tags| client_with(&registry, "", Limits { tags, ..limits() });
+    assert_eq!(tags(&bounded(60), &registry).await.expect("as many as allowed").tags.len(), 60);
+    assert!(matches!(tags(&bounded(59), &registry).await, Err(RegistryError::TooLarge { .. })));
+    registry.dialect(Dialect::ghcr().page(25));
+    assert!(matches!(tags(&bounded(59), &registry).await, Err(RegistryError::TooLarge { .. })));
+}
+
+#[tokio::test]
+async fn a_page_larger_than_allowed_is_an_error() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0"]);
+    let client = client_with(&registry, "", Limits { page_bytes: 100, ..limits() });
+    assert!(tags(&client, &registry).await.is_ok());
+    registry.tags("acme/web", (0..20).map(|at| format!("long-enough-{at}")));
+    assert!(matches!(tags(&client, &registry).await, Err(RegistryError::TooLarge { .. })));
+}
+
+#[tokio::test]
+async fn a_body_without_end_is_read_no_further_than_allowed() {
+    let registry = FakeRegistry::start().await;
+    registry.create("acme/web");
+    registry.fault(Fault::EndlessBody);
+    let began = Instant::now();
+    let error = tags(&client(&registry), &registry).await.expect_err("endless");
+    assert!(matches!(error, RegistryError::TooLarge { .. }), "{error}");
+    assert!(error.to_string().contains("32 MiB") && began.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn illegal_names_are_counted_and_left_out() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0", "2.0"]);
+    for name in ["a b", "../../x", "a\nb", "$(pin x)", "тест", "\u{202e}x", ""] {
+        registry.raw_tag("acme/web", name);
+    }
+    for dialect in [Dialect::distribution(), Dialect::ghcr().page(2)] {
+        registry.dialect(dialect);
+        let listing = tags(&client(&registry), &registry).await.expect("a listing");
+        assert_eq!((names(&listing), listing.dropped), (vec!["1.0", "2.0"], 7));
+    }
+}
+
+#[tokio::test]
+async fn googles_listings_bring_digests_and_times() {
+    let registry = FakeRegistry::start().await;
+    registry.dialect(Dialect::google());
+    let pushed = registry.push_built("acme/web", "1.0", "2024-03-01T12:00:00Z");
+    registry.push_built("acme/web", "epoch", "1970-01-01T00:00:00Z");
+    let listing = tags(&client(&registry), &registry).await.expect("a listing");
+    assert_eq!(listing.tags[0].digest, Some(digest(&pushed)));
+    assert_eq!(listing.tags[0].created, "2024-03-01T12:00:00Z".parse().ok());
+    assert_eq!((listing.tags[1].tag.as_str(), listing.tags[1].created), ("epoch", None));
+}
+
+#[tokio::test]
+async fn an_unknown_repository_is_not_found() {
+    let registry = FakeRegistry::start().await;
+    let error = tags(&client(&registry), &registry).await.expect_err("unknown");
+    assert!(matches!(&error, RegistryError::NotFound { what } if what.ends_with("/acme/web")), "{error}");
+    registry.fault(Fault::Status { status: 404, headers: Vec::new(), body: b"<html>no such page</html>".to_vec() });
+    assert!(malformed(&tags(&client(&registry), &registry).await.expect_err("no registry there")));
+}

@@ -1,0 +1,75 @@
+//! Where redirects lead.
+
+use super::*;
+
+#[tokio::test]
+async fn blobs_are_followed_to_their_storage_without_the_credential() {
+    let (registry, storage) = (FakeRegistry::start().await, FakeRegistry::start().await);
+    let script = Script::printing("alice:s3cret");
+    for auth in [Auth::basic("alice", "s3cret"), Bearer::new("alice", "s3cret").into()] {
+        registry.auth(auth);
+        registry.push("acme/web", "1.0");
+        registry.redirect_blobs_to(&storage);
+        storage.forget_requests();
+        let client = client_with(&registry, &script.line(), limits());
+        image_config(&client, &registry, "1.0").await.unwrap_or_else(|error| panic!("{}", shown(&error)));
+        assert_eq!(storage.count(Route::Blob), 1);
+        assert!(storage.requests().iter().all(|request| request.authorization.is_none()));
+    }
+}
+
+#[tokio::test]
+async fn blobs_are_not_followed_to_hosts_that_may_not_be_asked() {
+    let registry = FakeRegistry::start().await;
+    registry.push("acme/web", "1.0");
+    let client = client(&registry);
+    let blob = blob(&client, &registry, "1.0").await;
+    for location in [
+        "https://169.254.169.254/latest/meta-data",
+        "http://10.0.0.1/blob",
+        "https://localhost/blob",
+        "https://0x7f.2/blob",
+        "https://[::1]/blob",
+        "ftp://ghcr.io/blob",
+        "file:///etc/passwd",
+    ] {
+        registry.clear_faults();
+        registry.fault_on(Route::Blob, When::Always, Fault::redirect(location));
+        let error = client.config(&web(&registry), &blob, &OPERATOR).await.expect_err(location);
+        assert!(matches!(error, RegistryError::HostRefused { .. }), "{location}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn redirects_of_a_blob_have_an_end() {
+    let registry = FakeRegistry::start().await;
+    registry.push("acme/web", "1.0");
+    let client = client(&registry);
+    let blob = blob(&client, &registry, "1.0").await;
+    registry.forget_requests();
+    registry.fault_on(Route::Blob, When::Times(3), Fault::redirect("{path}"));
+    client.config(&web(&registry), &blob, &OPERATOR).await.expect("three hops");
+    registry.fault_on(Route::Blob, When::Always, Fault::redirect("{path}?secret=s3cret"));
+    let error = client.config(&web(&registry), &blob, &OPERATOR).await.expect_err("a circle");
+    assert!(matches!(error, RegistryError::Redirected { .. }) && !shown(&error).contains("s3cret"), "{}", shown(&error));
+    assert_eq!(registry.count(Route::Blob), 8);
+}
+
+#[tokio::test]
+async fn nothing_but_blobs_is_redirected() {
+    let (registry, other) = (FakeRegistry::start().await, FakeRegistry::start().await);
+    registry.push("acme/web", "1.0");
+    let client = client(&registry);
+    for status in [301, 302, 303, 307, 308] {
+        registry.clear_faults();
+        registry.fault(Fault::Redirect { status, location: format!("{}{{path}}", other.url()) });
+        for error in [
+            tags(&client, &registry).await.expect_err("redirected"),
+            manifest(&client, &registry, "1.0").await.expect_err("redirected"),
+            client.digest(&web(&registry), &tag("1.0"), &OPERATOR).await.expect_err("redirected"),
+        ] {
+            assert!(matches!(error, RegistryError::Redirected { .. }), "{}", shown(&error));
+        }
+    }
+    assert_eq!(other.connections(), 0);
+}

@@ -1,0 +1,48 @@
+//! The images of the examples, as `examples/registry.json` lists them, put into a registry.
+
+use serde_json::{Map, Value};
+
+use super::driver::root;
+use super::registry::{FakeRegistry, Image};
+
+/// All examples' applications, with their directories.
+pub const APPLICATIONS: [(&str, &str, [&str; 2]); 6] = [
+    ("chat-api", "chat-api", ["chat-api", "chat-api"]),
+    ("example-api", "example-api", ["example-api", "example-api"]),
+    ("frontend-backend", "frontend-backend", ["frontend-backend", "frontend-backend"]),
+    ("latest-by-digest", "latest-by-digest", ["latest-by-digest/overlays/dev", "latest-by-digest/overlays/prd"]),
+    ("plain-manifests", "plain-manifests", ["plain-manifests/manifests", "plain-manifests/manifests"]),
+    ("umbrella", "umbrella", ["umbrella", "umbrella"]),
+];
+
+/// Puts what is there at first into the registry.
+pub fn fill(registry: &FakeRegistry) {
+    push(registry, &read());
+}
+
+/// Pushes what comes later.
+pub fn push_later(registry: &FakeRegistry) {
+    push(registry, read()["later"].as_object().expect("an object"));
+}
+
+fn read() -> Map<String, Value> {
+    let text = std::fs::read_to_string(root().join("examples/registry.json")).expect("the file is there");
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn push(registry: &FakeRegistry, images: &Map<String, Value>) {
+    for (image, tags) in images.iter().filter(|(image, _)| *image != "later") {
+        let repository = image.split_once('/').expect("a registry").1;
+        for entry in tags.as_array().expect("tags") {
+            let text = |key: &str| entry[key].as_str().expect("text");
+            let built = |platform: &str| Image::new().created(text("created")).platform(platform);
+            match entry["platforms"].as_array() {
+                None => registry.push_image(repository, text("tag"), built("linux/amd64")),
+                Some(platforms) => {
+                    let images = platforms.iter().map(|platform| built(platform.as_str().expect("text"))).collect();
+                    registry.push_index(repository, text("tag"), images, true)
+                }
+            };
+        }
+    }
+}
