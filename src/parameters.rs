@@ -1,0 +1,409 @@
+//! Plugin parameters: `spec.source.plugin.parameters`, read into one checked value.
+//!
+//! Argo CD sends them as JSON in `ARGOCD_APP_PARAMETERS`: an array of `{name, string | array | map}`, or `null`. Names are those that
+//! `plugin.yaml` announces (a test keeps the two equal); an unknown name or a value of another type is an error, because a setting
+//! that is silently ignored deploys the wrong thing. An empty value counts as not given: Argo CD's UI sends those.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::image::printable;
+
+/// What an application asks for. Field names are the parameters' names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parameters {
+    pub images: Vec<String>,
+    pub image_settings: BTreeMap<String, String>,
+    pub pins: BTreeMap<String, String>,
+    pub mode: Mode,
+    pub renderer: Choice,
+    pub helm: HelmOptions,
+    pub kustomize: KustomizeOptions,
+    pub directory: DirectoryOptions,
+}
+
+/// Where pins come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// From the registry, as the policies say.
+    #[default]
+    Follow,
+    /// From the record alone: the parameter `pins` and the lock file.
+    Locked,
+}
+
+/// Which tool renders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Choice {
+    /// As Argo CD chooses: a kustomization, else a chart, else a directory of manifests.
+    #[default]
+    Auto,
+    Helm,
+    Kustomize,
+    Directory,
+}
+
+/// Argo CD's `source.helm`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HelmOptions {
+    pub value_files: Vec<String>,
+    pub values: Option<String>,
+    pub parameters: BTreeMap<String, String>,
+    pub force_string_parameters: BTreeMap<String, String>,
+    pub file_parameters: BTreeMap<String, String>,
+    pub release_name: Option<String>,
+    pub namespace: Option<String>,
+    pub kube_version: Option<String>,
+    pub api_versions: Vec<String>,
+    pub skip_crds: bool,
+    pub skip_schema_validation: bool,
+    pub skip_tests: bool,
+    pub ignore_missing_value_files: bool,
+}
+
+/// Argo CD's `source.kustomize`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KustomizeOptions {
+    pub name_prefix: Option<String>,
+    pub name_suffix: Option<String>,
+    pub images: Vec<String>,
+    pub replicas: BTreeMap<String, String>,
+    pub common_labels: BTreeMap<String, String>,
+    pub common_annotations: BTreeMap<String, String>,
+    pub common_annotations_envsubst: bool,
+    pub force_common_labels: bool,
+    pub force_common_annotations: bool,
+    pub label_without_selector: bool,
+    pub label_include_templates: bool,
+    pub namespace: Option<String>,
+    pub patches: Option<String>,
+    pub components: Vec<String>,
+    pub ignore_missing_components: bool,
+    pub kube_version: Option<String>,
+    pub api_versions: Vec<String>,
+}
+
+/// Argo CD's `source.directory`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DirectoryOptions {
+    pub recurse: bool,
+    pub include: Option<String>,
+    pub exclude: Option<String>,
+}
+
+/// A parameter that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParameterError {
+    #[error("the parameters are not a JSON array of `{{name, string | array | map}}`: {0}")]
+    Json(String),
+    #[error("unknown parameter `{0}`")]
+    Unknown(String),
+    #[error("parameter `{0}` is given twice")]
+    Twice(String),
+    #[error("parameter `{name}` takes {takes}")]
+    Type { name: String, takes: &'static str },
+    #[error("parameter `{name}`: `{value}` is not one of {allowed}")]
+    Value { name: String, value: String, allowed: &'static str },
+    #[error("parameter `record`: `{0}` is not available in this version, which records nothing")]
+    Record(String),
+}
+
+impl ParameterError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Unknown(name) => Some(match closest(name) {
+                Some(known) => format!("did you mean `{known}`?"),
+                None => format!("known parameters: {}", NAMES.join(", ")),
+            }),
+            Self::Record(_) => Some("use `none`, and commit the file that `pinion generate --write-pins` writes".into()),
+            _ => None,
+        }
+    }
+}
+
+/// A parameter as Argo CD sends it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawParameter {
+    pub name: String,
+    pub string: Option<String>,
+    pub array: Option<Vec<String>>,
+    pub map: Option<BTreeMap<String, String>>,
+}
+
+impl RawParameter {
+    fn wrong(&self, takes: &'static str) -> ParameterError {
+        ParameterError::Type { name: printable(&self.name), takes }
+    }
+
+    fn text(self) -> Result<Option<String>, ParameterError> {
+        if self.array.as_ref().is_some_and(|array| !array.is_empty()) || self.map.as_ref().is_some_and(|map| !map.is_empty()) {
+            return Err(self.wrong("a string"));
+        }
+        Ok(self.string.filter(|text| !text.is_empty()))
+    }
+
+    fn array(self) -> Result<Vec<String>, ParameterError> {
+        if self.string.as_ref().is_some_and(|text| !text.is_empty()) || self.map.as_ref().is_some_and(|map| !map.is_empty()) {
+            return Err(self.wrong("an array"));
+        }
+        Ok(self.array.unwrap_or_default())
+    }
+
+    fn map(self) -> Result<BTreeMap<String, String>, ParameterError> {
+        if self.string.as_ref().is_some_and(|text| !text.is_empty()) || self.array.as_ref().is_some_and(|array| !array.is_empty())
+        {
+            return Err(self.wrong("a map"));
+        }
+        Ok(self.map.unwrap_or_default())
+    }
+
+    fn flag(self) -> Result<bool, ParameterError> {
+        let name = self.name.clone();
+        match self.text()?.as_deref() {
+            Some("true") => Ok(true),
+            Some("false") | None => Ok(false),
+            Some(value) => Err(ParameterError::Value { name, value: printable(value), allowed: "`true`, `false`" }),
+        }
+    }
+
+    fn choice<T: Copy + Default>(self, values: &[(&str, T)], allowed: &'static str) -> Result<T, ParameterError> {
+        let name = self.name.clone();
+        let Some(value) = self.text()? else { return Ok(T::default()) };
+        let found = values.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning);
+        found.ok_or_else(|| ParameterError::Value { name, value: printable(&value), allowed })
+    }
+}
+
+/// All names, in the order in which `plugin.yaml` announces them.
+pub const NAMES: [&str; 39] = [
+    "images",
+    "image-settings",
+    "pins",
+    "mode",
+    "record",
+    "renderer",
+    "helm-value-files",
+    "helm-values",
+    "helm-parameters",
+    "helm-force-string-parameters",
+    "helm-file-parameters",
+    "helm-release-name",
+    "helm-namespace",
+    "helm-kube-version",
+    "helm-api-versions",
+    "helm-skip-crds",
+    "helm-skip-schema-validation",
+    "helm-skip-tests",
+    "helm-ignore-missing-value-files",
+    "kustomize-name-prefix",
+    "kustomize-name-suffix",
+    "kustomize-images",
+    "kustomize-replicas",
+    "kustomize-common-labels",
+    "kustomize-common-annotations",
+    "kustomize-common-annotations-envsubst",
+    "kustomize-force-common-labels",
+    "kustomize-force-common-annotations",
+    "kustomize-label-without-selector",
+    "kustomize-label-include-templates",
+    "kustomize-namespace",
+    "kustomize-patches",
+    "kustomize-components",
+    "kustomize-ignore-missing-components",
+    "kustomize-kube-version",
+    "kustomize-api-versions",
+    "directory-recurse",
+    "directory-include",
+    "directory-exclude",
+];
+
+impl Parameters {
+    /// Reads Argo CD's JSON. An empty text and `null` are no parameters.
+    ///
+    /// # Errors
+    ///
+    /// Every [`ParameterError`] in it.
+    pub fn from_json(json: &str) -> Result<Self, Vec<ParameterError>> {
+        if json.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        let raw: Option<Vec<RawParameter>> =
+            serde_json::from_str(json).map_err(|error| vec![ParameterError::Json(error.to_string())])?;
+        Self::read(raw.unwrap_or_default())
+    }
+
+    /// Checks parameters one by one.
+    ///
+    /// # Errors
+    ///
+    /// Every [`ParameterError`] in them.
+    pub fn read(raw: Vec<RawParameter>) -> Result<Self, Vec<ParameterError>> {
+        let mut parameters = Self::default();
+        let mut errors = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        for parameter in raw {
+            if !seen.insert(parameter.name.clone()) {
+                errors.push(ParameterError::Twice(printable(&parameter.name)));
+            } else if let Err(error) = parameters.take(parameter) {
+                errors.push(error);
+            }
+        }
+        if errors.is_empty() { Ok(parameters) } else { Err(errors) }
+    }
+
+    fn take(&mut self, raw: RawParameter) -> Result<(), ParameterError> {
+        let Self { helm, kustomize, directory, .. } = self;
+        match raw.name.as_str() {
+            "images" => self.images = raw.array()?,
+            "image-settings" => self.image_settings = raw.map()?,
+            "pins" => self.pins = raw.map()?,
+            "mode" => self.mode = raw.choice(&[("follow", Mode::Follow), ("locked", Mode::Locked)], "`follow`, `locked`")?,
+            "record" => match raw.text()?.as_deref() {
+                None | Some("none") => {}
+                Some(kind @ ("configmap" | "argocd" | "git")) => return Err(ParameterError::Record(kind.into())),
+                Some(value) => {
+                    let allowed = "`none`, `configmap`, `argocd`, `git`";
+                    return Err(ParameterError::Value { name: "record".into(), value: printable(value), allowed });
+                }
+            },
+            "renderer" => {
+                let choices = [
+                    ("auto", Choice::Auto),
+                    ("helm", Choice::Helm),
+                    ("kustomize", Choice::Kustomize),
+                    ("directory", Choice::Directory),
+                ];
+                self.renderer = raw.choice(&choices, "`auto`, `helm`, `kustomize`, `directory`")?;
+            }
+            "helm-value-files" => helm.value_files = raw.array()?,
+            "helm-values" => helm.values = raw.text()?,
+            "helm-parameters" => helm.parameters = raw.map()?,
+            "helm-force-string-parameters" => helm.force_string_parameters = raw.map()?,
+            "helm-file-parameters" => helm.file_parameters = raw.map()?,
+            "helm-release-name" => helm.release_name = raw.text()?,
+            "helm-namespace" => helm.namespace = raw.text()?,
+            "helm-kube-version" => helm.kube_version = raw.text()?,
+            "helm-api-versions" => helm.api_versions = raw.array()?,
+            "helm-skip-crds" => helm.skip_crds = raw.flag()?,
+            "helm-skip-schema-validation" => helm.skip_schema_validation = raw.flag()?,
+            "helm-skip-tests" => helm.skip_tests = raw.flag()?,
+            "helm-ignore-missing-value-files" => helm.ignore_missing_value_files = raw.flag()?,
+            "kustomize-name-prefix" => kustomize.name_prefix = raw.text()?,
+            "kustomize-name-suffix" => kustomize.name_suffix = raw.text()?,
+            "kustomize-images" => kustomize.images = raw.array()?,
+            "kustomize-replicas" => kustomize.replicas = raw.map()?,
+            "kustomize-common-labels" => kustomize.common_labels = raw.map()?,
+            "kustomize-common-annotations" => kustomize.common_annotations = raw.map()?,
+            "kustomize-common-annotations-envsubst" => kustomize.common_annotations_envsubst = raw.flag()?,
+            "kustomize-force-common-labels" => kustomize.force_common_labels = raw.flag()?,
+            "kustomize-force-common-annotations" => kustomize.force_common_annotations = raw.flag()?,
+            "kustomize-label-without-selector" => kustomize.label_without_selector = raw.flag()?,
+            "kustomize-label-include-templates" => kustomize.label_include_templates = raw.flag()?,
+            "kustomize-namespace" => kustomize.namespace = raw.text()?,
+            "kustomize-patches" => kustomize.patches = raw.text()?,
+            "kustomize-components" => kustomize.components = raw.array()?,
+            "kustomize-ignore-missing-components" => kustomize.ignore_missing_components = raw.flag()?,
+            "kustomize-kube-version" => kustomize.kube_version = raw.text()?,
+            "kustomize-api-versions" => kustomize.api_versions = raw.array()?,
+            "directory-recurse" => directory.recurse = raw.flag()?,
+            "directory-include" => directory.include = raw.text()?,
+            "directory-exclude" => directory.exclude = raw.text()?,
+            unknown => return Err(ParameterError::Unknown(printable(unknown))),
+        }
+        Ok(())
+    }
+}
+
+/// The known name that an unknown one was probably meant to be: most of its parts are the same.
+fn closest(name: &str) -> Option<&'static str> {
+    let normal = |text: &str| text.to_ascii_lowercase().replace(['_', '.'], "-");
+    let name = normal(name);
+    let flat = |text: &str| text.replace('-', "").trim_end_matches('s').to_owned();
+    let same = NAMES.into_iter().find(|known| flat(known) == flat(&name));
+    same.or_else(|| NAMES.into_iter().find(|known| known.split_once('-').is_some_and(|(_, rest)| flat(rest) == flat(&name))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_read_as_argo_cd_sends_them() {
+        let json = r#"[
+            {"array":["values.yaml","/clusters/dev.yaml"],"name":"helm-value-files"},
+            {"map":{"a":"1"},"name":"helm-parameters"},
+            {"name":"helm-skip-crds","string":"true"},
+            {"name":"mode","string":"locked"},
+            {"name":"helm-values","string":""},
+            {"array":[],"map":{},"name":"renderer","string":"kustomize"}
+        ]"#;
+        let parameters = Parameters::from_json(json).expect("parameters");
+        assert_eq!(parameters.helm.value_files.len(), 2);
+        assert!(parameters.helm.skip_crds && parameters.helm.values.is_none());
+        assert_eq!((parameters.mode, parameters.renderer), (Mode::Locked, Choice::Kustomize));
+        assert_eq!(Parameters::from_json("null").expect("none"), Parameters::default());
+        assert_eq!(Parameters::from_json("").expect("none"), Parameters::default());
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let json = r#"[
+            {"name":"helmValueFiles","array":["x"]},
+            {"name":"helm-value-files","string":"values.yaml"},
+            {"name":"mode","string":"lock"},
+            {"name":"mode","string":"follow"},
+            {"name":"helm-skip-crds","string":"yes"},
+            {"name":"record","string":"git"}
+        ]"#;
+        let errors = Parameters::from_json(json).expect_err("mistakes");
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "unknown parameter `helmValueFiles`",
+                "parameter `helm-value-files` takes an array",
+                "parameter `mode`: `lock` is not one of `follow`, `locked`",
+                "parameter `mode` is given twice",
+                "parameter `helm-skip-crds`: `yes` is not one of `true`, `false`",
+                "parameter `record`: `git` is not available in this version, which records nothing",
+            ]
+        );
+        assert_eq!(errors[0].hint().as_deref(), Some("did you mean `helm-value-files`?"));
+        assert_eq!(ParameterError::Unknown("value-files".into()).hint().as_deref(), Some("did you mean `helm-value-files`?"));
+        assert!(Parameters::from_json("{}").is_err());
+    }
+
+    #[test]
+    fn every_name_is_taken() {
+        for name in NAMES {
+            let raw = RawParameter { name: name.into(), ..RawParameter::default() };
+            assert_eq!(Parameters::read(vec![raw]), Ok(Parameters::default()), "{name}");
+        }
+    }
+
+    #[test]
+    fn plugin_yaml_announces_the_same_names() {
+        let plugin: serde_json::Value = serde_yaml::from_str(include_str!("../plugin.yaml")).expect("YAML");
+        let announced = plugin["spec"]["parameters"]["static"].as_array().expect("parameters");
+        let names: Vec<&str> = announced.iter().map(|parameter| parameter["name"].as_str().expect("a name")).collect();
+        assert_eq!(names, NAMES);
+        for parameter in announced {
+            let name = parameter["name"].as_str().expect("a name");
+            assert!(parameter["title"].is_string() && parameter["tooltip"].is_string(), "{name}");
+            let value = match parameter["collectionType"].as_str() {
+                Some("array") => RawParameter { name: name.into(), array: Some(vec!["x".into()]), ..RawParameter::default() },
+                Some("map") => RawParameter {
+                    name: name.into(),
+                    map: Some(BTreeMap::from([("x".into(), "y".into())])),
+                    ..RawParameter::default()
+                },
+                _ => RawParameter { name: name.into(), string: Some("true".into()), ..RawParameter::default() },
+            };
+            let read = Parameters::read(vec![value]);
+            assert!(!matches!(read.as_ref().map_err(|errors| &errors[0]), Err(ParameterError::Type { .. })), "{name}: {read:?}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Runs one child process: Helm, Kustomize.
+//!
+//! An argument vector goes in (never a shell), with a directory and a *complete* environment; standard output and error come out. The
+//! child has its own process group, which is killed as a whole at the deadline, when the caller goes away and when the output is too
+//! long: killing the leader alone leaves grandchildren that hold the pipes.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Command;
+
+use crate::image::printable;
+
+/// Standard error that is kept for a message, in bytes.
+const MAX_STDERR: usize = 64 * 1024;
+
+/// Lines of standard error that stand in an error.
+const STDERR_LINES: usize = 20;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Child {
+    pub program: PathBuf,
+    pub arguments: Vec<OsString>,
+    pub directory: PathBuf,
+    /// All of the child's environment; nothing is inherited.
+    pub environment: Vec<(OsString, OsString)>,
+    pub deadline: Duration,
+    /// Longest standard output, in bytes.
+    pub max_output: usize,
+}
+
+/// What a successful child wrote.
+#[derive(Clone, Debug)]
+pub struct Output {
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+/// Why a child gave no result.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ProcessError {
+    #[error("`{program}` could not be started")]
+    Start {
+        program: String,
+        #[source]
+        source: Arc<io::Error>,
+    },
+    #[error("`{command}` failed: {status}{}", indented(stderr))]
+    Failed { command: String, status: String, stderr: String },
+    #[error("`{command}` did not finish within {}", humantime::format_duration(*after))]
+    Deadline { command: String, after: Duration },
+    #[error("`{command}` wrote more than {limit} bytes")]
+    TooLong { command: String, limit: usize },
+    #[error("`{command}` could not be read")]
+    Read {
+        command: String,
+        #[source]
+        source: Arc<io::Error>,
+    },
+}
+
+impl ProcessError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Start { program, source } if source.kind() == io::ErrorKind::NotFound => {
+                Some(format!("install `{program}`, or name its path with a flag (`pinion generate --help`)"))
+            }
+            Self::Deadline { .. } => Some("raise `--render-timeout`, and Argo CD's own timeouts with it".into()),
+            _ => None,
+        }
+    }
+
+    /// What the child wrote on standard error.
+    pub fn stderr(&self) -> &str {
+        match self {
+            Self::Failed { stderr, .. } => stderr,
+            _ => "",
+        }
+    }
+}
+
+/// Kills the whole process group unless disarmed.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // The group may be gone already.
+            let _ = kill_process_group(pid, Signal::KILL);
+        }
+    }
+}
+
+impl Child {
+    /// Runs the child to its end. Dropping the future kills it.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError`]; a failed child's standard error is in it.
+    pub async fn run(&self) -> Result<Output, ProcessError> {
+        let mut child = Command::new(&self.program)
+            .args(&self.arguments)
+            .current_dir(&self.directory)
+            .env_clear()
+            .envs(self.environment.iter().map(|(key, value)| (key, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| ProcessError::Start { program: self.program.display().to_string(), source: Arc::new(source) })?;
+        let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+        let stdout = child.stdout.take().expect("stdout is piped");
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let work = async {
+            let (stdout, stderr) = tokio::try_join!(read(stdout, self.max_output, false), read(stderr, MAX_STDERR, true))?;
+            Ok::<_, io::Error>((stdout, stderr, child.wait().await?))
+        };
+        let finished = tokio::time::timeout(self.deadline, work).await;
+        let (stdout, stderr, status) = match finished {
+            Err(_) => return Err(ProcessError::Deadline { command: self.command(), after: self.deadline }),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
+                return Err(ProcessError::TooLong { command: self.command(), limit: self.max_output });
+            }
+            Ok(Err(source)) => return Err(ProcessError::Read { command: self.command(), source: Arc::new(source) }),
+            Ok(Ok(finished)) => finished,
+        };
+        group.0 = None;
+        let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        if status.success() {
+            Ok(Output { stdout, stderr })
+        } else {
+            Err(ProcessError::Failed { command: self.command(), status: told(status), stderr: clean(&stderr) })
+        }
+    }
+
+    /// Program and subcommand, for messages. The other arguments may hold values.
+    fn command(&self) -> String {
+        let program = self.program.file_name().unwrap_or(self.program.as_os_str());
+        let words =
+            self.arguments.iter().take_while(|word| !word.to_string_lossy().starts_with('-') && !Path::new(word).is_absolute());
+        let words = words.take(3).map(|word| printable(&word.to_string_lossy()));
+        std::iter::once(program.to_string_lossy().into_owned()).chain(words).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Reads to the end. Past the limit: an error, or with `drain` the rest is thrown away so that the child can go on.
+async fn read(mut from: impl AsyncRead + Unpin, limit: usize, drain: bool) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        if count == 0 {
+            return Ok(bytes);
+        }
+        let room = limit - bytes.len();
+        if count > room && !drain {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        bytes.extend_from_slice(&buffer[..count.min(room)]);
+    }
+}
+
+fn told(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => "ended".into(),
+    }
+}
+
+/// The last lines, free of control characters. The end is where tools say what is wrong.
+fn clean(stderr: &str) -> String {
+    let lines: Vec<&str> = stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+    let from = lines.len().saturating_sub(STDERR_LINES);
+    let long = |line: &str| {
+        line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).take(1000).collect::<String>()
+    };
+    lines[from..].iter().map(|line| long(line)).collect::<Vec<_>>().join("\n")
+}
+
+fn indented(stderr: &str) -> String {
+    stderr.lines().fold(String::new(), |text, line| text + "\n  " + line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Child {
+        Child {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            directory: std::env::temp_dir(),
+            environment: vec![("GIVEN".into(), "1".into())],
+            deadline: Duration::from_secs(20),
+            max_output: 1024,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_child_has_only_the_environment_that_it_is_given() {
+        let output = shell("echo $GIVEN-$CARGO_MANIFEST_DIR; echo note >&2").run().await.expect("success");
+        assert_eq!((output.stdout.as_slice(), output.stderr.as_str()), (&b"1-\n"[..], "note\n"));
+    }
+
+    #[tokio::test]
+    async fn a_failing_child_says_why() {
+        let error = shell("echo 'Error: no\x1b[31m'>&2; exit 3").run().await.expect_err("exit 3");
+        assert_eq!(error.to_string(), "`sh` failed: exit status 3\n  Error: no\u{fffd}[31m");
+        let missing = Child { program: "/does/not/exist".into(), ..shell("") };
+        assert!(missing.run().await.expect_err("no program").hint().is_some());
+    }
+
+    #[tokio::test]
+    async fn the_whole_group_is_killed_at_the_deadline() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let child = Child {
+            deadline: Duration::from_millis(300),
+            ..shell(&format!("sleep 60 & echo $! > {}; wait", file.path().display()))
+        };
+        let started = std::time::Instant::now();
+        assert!(matches!(child.run().await, Err(ProcessError::Deadline { .. })));
+        assert!(started.elapsed() < Duration::from_secs(10));
+        let pid: i32 = std::fs::read_to_string(file.path()).expect("a pid").trim().parse().expect("a number");
+        for _ in 0..100 {
+            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            if state.is_empty() || state.contains(") Z ") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the grandchild lives on");
+    }
+
+    #[tokio::test]
+    async fn output_is_bounded() {
+        let error = shell("head -c 5000 /dev/zero; sleep 60").run().await.expect_err("too long");
+        assert_eq!(error.to_string(), "`sh` wrote more than 1024 bytes");
+        let quiet = shell("head -c 500000 /dev/zero >&2; echo done").run().await.expect("stderr is cut, not fatal");
+        assert_eq!(quiet.stderr.len(), MAX_STDERR);
+    }
+}

@@ -1,0 +1,251 @@
+//! Rendering: an application's files become manifests, as Argo CD's native sources would have made them.
+//!
+//! A [`Plan`] is made first: it knows which texts the tool will read as data (so that placeholders in them can be found), which image
+//! stands beside each placeholder, and, once those are substituted, runs the tool. What comes out is the tool's own text, untouched.
+//! Choice and arguments follow Argo CD's `reposerver/repository/repository.go` and `util/{helm,kustomize}`.
+
+pub mod chart;
+pub mod directory;
+pub mod helm;
+pub mod kustomize;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::application::Application;
+use crate::image::{Repository, printable};
+use crate::parameters::Choice;
+use crate::placeholder::Scan;
+use crate::placeholder::image::ImageNotFound;
+use crate::process::ProcessError;
+use crate::values::{Site, TooManyValues};
+use crate::workspace::{Checkout, WorkspaceError};
+use crate::yaml::YamlError;
+
+/// The tools and the operator's choices about them.
+#[derive(Clone, Debug)]
+pub struct Tools {
+    pub helm: PathBuf,
+    pub kustomize: PathBuf,
+    /// Longest time of one child process.
+    pub timeout: Duration,
+    /// Longest output of one child process, in bytes.
+    pub max_output: usize,
+    /// Options for `kustomize build`.
+    pub kustomize_build_options: Vec<String>,
+    /// Schemes of value files that Helm may fetch; none by default.
+    pub value_file_schemes: Vec<String>,
+    /// Largest sum of a directory's manifests, in bytes.
+    pub max_directory_bytes: u64,
+}
+
+/// Variables that a child inherits: where to find programs, and how to reach the network.
+const INHERITED: [&str; 12] = [
+    "PATH",
+    "TMPDIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "all_proxy",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
+/// Why manifests could not be rendered.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RenderError {
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    #[error(transparent)]
+    Workspace(#[from] WorkspaceError),
+    /// What a file is for, around what is wrong with it.
+    #[error("{what}")]
+    File {
+        what: String,
+        #[source]
+        source: WorkspaceError,
+    },
+    #[error("`{path}` is not YAML: {source}")]
+    NotYaml { path: String, source: YamlError },
+    #[error("{what}")]
+    Invalid { what: String, hint: Option<String> },
+    #[error(transparent)]
+    TooManyValues(#[from] TooManyValues),
+    /// The tool succeeded and wrote nothing: Argo CD would prune everything.
+    #[error("the render gave no manifests")]
+    Empty,
+}
+
+impl RenderError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Process(error) => error.hint(),
+            Self::Invalid { hint, .. } => hint.clone(),
+            Self::Empty => Some("Argo CD would prune the whole application; delete the application if that is meant".into()),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        Self::Invalid { what: what.into(), hint: None }
+    }
+}
+
+/// A text that the tool reads as data, in which placeholders are looked for.
+#[derive(Clone, Debug)]
+pub struct Data {
+    /// For messages: a path, or a parameter.
+    pub name: String,
+    pub text: String,
+    pub(crate) source: Source,
+}
+
+impl Data {
+    /// Is the text one string, not YAML?
+    pub fn is_raw(&self) -> bool {
+        self.source == Source::Parameter
+    }
+}
+
+/// Where a text comes from, hence where its substituted copy goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A file that the tool finds by itself, so that its whole directory is copied when it changes.
+    InPlace(PathBuf),
+    /// A file that the tool is told of, or a text without a file.
+    Named,
+    /// The value of one `--set`.
+    Parameter,
+}
+
+/// What rules add to a render.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// Helm value paths and values, for `--set-string`.
+    pub helm: Vec<(String, String)>,
+    /// Kustomize images, as `name=repository:tag[@digest]`.
+    pub kustomize: Vec<String>,
+}
+
+/// A render, ready to run.
+#[derive(Debug)]
+pub enum Plan {
+    Helm(Box<helm::Plan>),
+    Kustomize(Box<kustomize::Plan>),
+    Directory(directory::Plan),
+}
+
+impl Plan {
+    /// Chooses the tool as Argo CD does, unless the application says which, and reads what the tool will read as data.
+    ///
+    /// # Errors
+    ///
+    /// [`RenderError`], for a missing or unreadable file, or a path that leads out of the checkout.
+    pub async fn prepare(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
+        let choice = match application.parameters.renderer {
+            Choice::Auto => detect(&checkout.app_dir()),
+            choice => choice,
+        };
+        Ok(match choice {
+            Choice::Kustomize => Self::Kustomize(Box::new(kustomize::Plan::prepare(checkout, application)?)),
+            Choice::Helm => Self::Helm(Box::new(helm::Plan::prepare(checkout, application, tools).await?)),
+            Choice::Directory | Choice::Auto => Self::Directory(directory::Plan::prepare(checkout, application)?),
+        })
+    }
+
+    /// `helm`, `kustomize` or `directory`.
+    pub fn tool(&self) -> &'static str {
+        match self {
+            Self::Helm(_) => "helm",
+            Self::Kustomize(_) => "kustomize",
+            Self::Directory(_) => "directory",
+        }
+    }
+
+    /// The texts in which placeholders are looked for before the tool runs.
+    pub fn data(&self) -> &[Data] {
+        match self {
+            Self::Helm(plan) => plan.data(),
+            Self::Kustomize(plan) => plan.data(),
+            Self::Directory(_) => &[],
+        }
+    }
+
+    /// The image that stands beside each placeholder; a placeholder that is absent is overridden and needs none.
+    ///
+    /// # Errors
+    ///
+    /// When the values cannot be merged.
+    pub fn images(&self, scans: &[Option<Scan<'_>>]) -> Result<BTreeMap<Site, Result<Repository, ImageNotFound>>, RenderError> {
+        match self {
+            Self::Helm(plan) => plan.images(scans),
+            Self::Kustomize(plan) => Ok(plan.images(scans)),
+            Self::Directory(_) => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// Runs the tool. `changed` holds the substituted texts, by their place in [`Plan::data`].
+    ///
+    /// # Errors
+    ///
+    /// [`RenderError`]; the tool's standard error is in it.
+    pub async fn run(
+        &mut self,
+        changed: &BTreeMap<usize, String>,
+        targets: &Targets,
+        tools: &Tools,
+    ) -> Result<String, RenderError> {
+        let wrong = |kind: &str| {
+            Err(RenderError::invalid(format!("a rule has a {kind} target, but the application is rendered otherwise")))
+        };
+        match self {
+            Self::Helm(_) if !targets.kustomize.is_empty() => wrong("Kustomize"),
+            Self::Kustomize(_) if !targets.helm.is_empty() => wrong("Helm"),
+            Self::Directory(_) if !targets.helm.is_empty() => wrong("Helm"),
+            Self::Directory(_) if !targets.kustomize.is_empty() => wrong("Kustomize"),
+            Self::Helm(plan) => plan.run(changed, targets, tools).await,
+            Self::Kustomize(plan) => plan.run(changed, targets, tools).await,
+            Self::Directory(plan) => plan.run(tools),
+        }
+    }
+}
+
+/// Argo CD's rule: a kustomization, else a chart, else manifests. With both, the kustomization wins.
+fn detect(dir: &Path) -> Choice {
+    if kustomize::NAMES.iter().any(|name| dir.join(name).is_file()) {
+        Choice::Kustomize
+    } else if dir.join("Chart.yaml").is_file() {
+        Choice::Helm
+    } else {
+        Choice::Directory
+    }
+}
+
+/// A child's environment: what is inherited, a private home, and more.
+fn environment(home: &Path, more: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
+    let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
+    let homes = ["HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"];
+    let homes = homes.iter().map(|name| (OsString::from(name), home.as_os_str().to_owned()));
+    let more = more.iter().map(|(name, value)| (OsString::from(name), value.clone()));
+    inherited.chain(homes).chain(more).collect()
+}
+
+/// A child's output as text.
+fn text(stdout: Vec<u8>) -> Result<String, RenderError> {
+    String::from_utf8(stdout).map_err(|_| RenderError::invalid("the rendered manifests are not UTF-8 text"))
+}
+
+/// Refuses a word that a tool could take for a flag.
+fn no_flag(parameter: &str, word: &str) -> Result<(), RenderError> {
+    if word.starts_with('-') {
+        return Err(RenderError::invalid(format!("parameter `{parameter}`: `{}` must not start with `-`", printable(word))));
+    }
+    Ok(())
+}

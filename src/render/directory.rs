@@ -1,0 +1,202 @@
+//! A directory of manifests, as Argo CD's `findManifests` reads it (`reposerver/repository/repository.go`), without Jsonnet.
+//!
+//! Files are taken in lexical order of their paths. One that cannot be read as Kubernetes objects is skipped, unless it holds
+//! `apiVersion:`, `kind:` and `metadata:`: then it was meant. Texts are passed on as they are, each with its own `---`.
+
+use std::path::PathBuf;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use super::{RenderError, Tools};
+use crate::application::Application;
+use crate::manifest;
+use crate::workspace::{ANY_DEPTH, Checkout, MAX_FILE, WorkspaceError, shown};
+use crate::yaml::Tree;
+
+/// A file with this text is skipped, as Argo CD documents.
+const SKIP: &str = "+argocd:skip-file-rendering";
+
+/// A directory, ready to be read.
+#[derive(Debug)]
+pub struct Plan {
+    checkout: Checkout,
+    files: Vec<PathBuf>,
+}
+
+impl Plan {
+    /// Finds the files.
+    ///
+    /// # Errors
+    ///
+    /// [`RenderError`], for bad patterns and links that lead out of the checkout.
+    pub fn prepare(checkout: &Checkout, application: &Application) -> Result<Self, RenderError> {
+        let options = &application.parameters.directory;
+        let include = options.include.as_deref().map(|text| matcher("directory-include", text)).transpose()?;
+        let exclude = options.exclude.as_deref().map(|text| matcher("directory-exclude", text)).transpose()?;
+        let mut files = Vec::new();
+        let depth = if options.recurse { ANY_DEPTH } else { 0 };
+        checkout.files(checkout.app(), depth, &mut |path| {
+            let relative = path.strip_prefix(checkout.app()).unwrap_or(path);
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let is_manifest = ["yaml", "yml", "json"].iter().any(|end| path.extension().is_some_and(|own| own == *end));
+            let is_ours = name.starts_with(".pinion.") || name.starts_with(".pinion-");
+            let excluded = exclude.as_ref().is_some_and(|pattern| pattern.is_match(relative));
+            let included = include.as_ref().is_none_or(|pattern| pattern.is_match(relative));
+            if is_manifest && !is_ours && !excluded && included {
+                files.push(path.to_owned());
+            }
+        })?;
+        files.sort();
+        Ok(Self { checkout: checkout.clone(), files })
+    }
+
+    /// Reads the manifests.
+    ///
+    /// # Errors
+    ///
+    /// [`RenderError`], for a manifest that is not one, or when all together are too long.
+    pub fn run(&self, tools: &Tools) -> Result<String, RenderError> {
+        let mut manifests = String::new();
+        let mut size = 0;
+        for path in &self.files {
+            let inside = self.checkout.find(std::path::Path::new(""), &path.to_string_lossy())?;
+            let full = self.checkout.root().join(inside);
+            let io = |source: std::io::Error| WorkspaceError::Io { path: shown(path), source: source.into() };
+            size += std::fs::metadata(&full).map_err(io)?.len().min(MAX_FILE + 1);
+            if size > tools.max_directory_bytes {
+                let hint = Some("leave files out with `directory-exclude`, or raise `--max-directory-bytes`".into());
+                let what = format!("the directory's manifests are longer than {} bytes", tools.max_directory_bytes);
+                return Err(RenderError::Invalid { what, hint });
+            }
+            let Some(text) = decode(&std::fs::read(&full).map_err(io)?) else { continue };
+            if text.contains(SKIP) {
+                continue;
+            }
+            if let Err(reason) = check(&text) {
+                if ["apiVersion:", "kind:", "metadata:"].iter().all(|key| text.contains(key)) {
+                    return Err(RenderError::invalid(format!("`{}` is not a manifest: {reason}", shown(path))));
+                }
+                tracing::debug!(file = %shown(path), %reason, "not a manifest, skipped");
+                continue;
+            }
+            if !manifests.is_empty() && !text.starts_with("---") {
+                manifests.push_str("---\n");
+            }
+            manifests.push_str(&text);
+            if !manifests.ends_with('\n') {
+                manifests.push('\n');
+            }
+        }
+        Ok(manifests)
+    }
+}
+
+/// Is every document an object with a kind, as Kubernetes' decoder wants it?
+fn check(text: &str) -> Result<(), String> {
+    for document in manifest::documents(text) {
+        let tree = Tree::parse(&text[document]).map_err(|error| error.to_string())?;
+        for root in &tree.roots {
+            let is_null = tree.text(*root).is_some_and(|text| matches!(text, "" | "~" | "null"));
+            let kind = tree.get(*root, "kind").and_then(|kind| tree.text(kind)).unwrap_or_default();
+            if !is_null && kind.is_empty() {
+                return Err("`kind` is missing".into());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// UTF-8 or UTF-16 with a byte order mark; anything else is no manifest.
+fn decode(bytes: &[u8]) -> Option<String> {
+    let utf16 = |read: fn([u8; 2]) -> u16| {
+        let units = bytes[2..].chunks_exact(2).map(|pair| read([pair[0], pair[1]]));
+        char::decode_utf16(units).collect::<Result<String, _>>().ok()
+    };
+    match bytes {
+        [0xff, 0xfe, ..] => utf16(u16::from_le_bytes),
+        [0xfe, 0xff, ..] => utf16(u16::from_be_bytes),
+        [0xef, 0xbb, 0xbf, rest @ ..] => String::from_utf8(rest.to_vec()).ok(),
+        _ => String::from_utf8(bytes.to_vec()).ok(),
+    }
+}
+
+/// A glob in which `*` crosses directories, as in the library that Argo CD uses for these two.
+fn matcher(parameter: &str, pattern: &str) -> Result<GlobMatcher, RenderError> {
+    let glob = GlobBuilder::new(pattern).literal_separator(false).build();
+    let glob = glob.map_err(|error| RenderError::invalid(format!("parameter `{parameter}` is not a pattern: {error}")))?;
+    Ok(glob.compile_matcher())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::time::Duration;
+
+    const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n";
+
+    fn render(files: &[(&str, &[u8])], change: impl FnOnce(&mut Application, &mut Tools)) -> Result<String, String> {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (path, bytes) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).and_then(|()| fs::write(path, bytes)).expect("a file");
+        }
+        let checkout = Checkout::open(dir.path(), Some("")).expect("a checkout");
+        let mut application = Application::default();
+        let mut tools = Tools {
+            helm: "helm".into(),
+            kustomize: "kustomize".into(),
+            timeout: Duration::from_secs(10),
+            max_output: 1,
+            kustomize_build_options: Vec::new(),
+            value_file_schemes: Vec::new(),
+            max_directory_bytes: 10_000,
+        };
+        change(&mut application, &mut tools);
+        Plan::prepare(&checkout, &application).and_then(|plan| plan.run(&tools)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn manifests_are_taken_in_order_and_other_files_left() {
+        let utf16: Vec<u8> = [0xff, 0xfe].into_iter().chain(POD.encode_utf16().flat_map(u16::to_le_bytes)).collect();
+        let files: [(&str, &[u8]); 9] = [
+            ("b.yaml", b"---\nkind: B\n"),
+            ("a.yml", b"kind: A"),
+            ("c.json", b"{\"kind\": \"C\"}\n"),
+            ("d.yaml", &utf16),
+            ("values.yaml", b"replicas: 1\n"),
+            ("e.yaml", b"# +argocd:skip-file-rendering\nkind: E\n"),
+            (".pinion.yaml", b"apiVersion: pinion.dev/v1\nkind: Rules\n"),
+            ("sub/f.yaml", b"kind: F\n"),
+            ("README.md", b"kind: G\n"),
+        ];
+        let flat = render(&files, |_, _| {}).expect("manifests");
+        assert_eq!(flat, format!("kind: A\n---\nkind: B\n---\n{{\"kind\": \"C\"}}\n---\n{POD}"));
+        let deep = render(&files, |app, _| app.parameters.directory.recurse = true).expect("manifests");
+        assert!(deep.ends_with("---\nkind: F\n"));
+    }
+
+    #[test]
+    fn patterns_choose_files() {
+        let files: [(&str, &[u8]); 3] = [("a.yaml", b"kind: A\n"), ("x/b.yaml", b"kind: B\n"), ("x/y/c.yaml", b"kind: C\n")];
+        let chosen = render(&files, |app, _| {
+            app.parameters.directory.recurse = true;
+            app.parameters.directory.include = Some("{a,x/*}.yaml".into());
+            app.parameters.directory.exclude = Some("*c.yaml".into());
+        });
+        assert_eq!(chosen.expect("manifests"), "kind: A\n---\nkind: B\n");
+        assert!(render(&files, |app, _| app.parameters.directory.include = Some("[".into())).is_err());
+    }
+
+    #[test]
+    fn what_was_meant_as_a_manifest_must_be_one() {
+        let error = render(&[("a.yaml", b"apiVersion: v1\nkind: Pod\nmetadata: {name: [}\n")], |_, _| {}).expect_err("broken");
+        assert!(error.starts_with("`a.yaml` is not a manifest: "), "{error}");
+    }
+
+    #[test]
+    fn the_size_is_bounded() {
+        let error = render(&[("a.yaml", POD.as_bytes())], |_, tools| tools.max_directory_bytes = 10).expect_err("too long");
+        assert_eq!(error, "the directory's manifests are longer than 10 bytes");
+    }
+}

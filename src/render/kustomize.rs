@@ -1,0 +1,276 @@
+//! Kustomize, with the edits and arguments of Argo CD's `kustomize.Build` (`util/kustomize/kustomize.go`).
+//!
+//! Argo CD edits the application's kustomization in place; here that happens in a copy. What a kustomization reaches (bases,
+//! components) is copied with it, so that loading restrictions see the same tree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::{Data, RenderError, Source, Targets, Tools, environment, no_flag, text};
+use crate::application::Application;
+use crate::image::{Repository, printable};
+use crate::placeholder::Scan;
+use crate::placeholder::image::{ImageNotFound, Siblings, beside};
+use crate::process::Child;
+use crate::values::Site;
+use crate::workspace::{Checkout, Workspace, WorkspaceError, shown};
+use crate::yaml::{NodeId, Tree};
+
+/// Names of a kustomization, in the order in which Kustomize looks for them.
+pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
+
+/// Kustomizations that one application may reach.
+const MAX_REACHED: usize = 1000;
+
+/// A `kustomize build`, ready to run.
+#[derive(Debug)]
+pub struct Plan {
+    checkout: Checkout,
+    application: Application,
+    data: Vec<Data>,
+    /// Directories of all kustomizations, the application's first.
+    reached: Vec<PathBuf>,
+}
+
+impl Plan {
+    /// Reads every kustomization file that the application's leads to.
+    ///
+    /// # Errors
+    ///
+    /// [`RenderError`], when there is none or a path leads out of the checkout.
+    pub fn prepare(checkout: &Checkout, application: &Application) -> Result<Self, RenderError> {
+        let mut plan =
+            Self { checkout: checkout.clone(), application: application.clone(), data: Vec::new(), reached: Vec::new() };
+        let mut waiting = vec![checkout.app().to_owned()];
+        let mut seen = BTreeSet::new();
+        while let Some(dir) = waiting.pop() {
+            if !seen.insert(dir.clone()) {
+                continue;
+            }
+            if seen.len() > MAX_REACHED {
+                return Err(RenderError::invalid(format!("more than {MAX_REACHED} kustomizations are reached")));
+            }
+            let Some(name) = NAMES.iter().find(|name| checkout.root().join(&dir).join(name).is_file()) else {
+                if dir == checkout.app() {
+                    return Err(RenderError::invalid(format!("`{}` has no kustomization", shown(&dir))));
+                }
+                continue;
+            };
+            checkout.check_links(&dir)?;
+            let path = dir.join(name);
+            let text = checkout.read(&path)?;
+            let tree = Tree::parse(&text).map_err(|source| RenderError::NotYaml { path: shown(&path), source })?;
+            waiting.extend(plan.references(&dir, &tree)?);
+            plan.data.push(Data { name: shown(&path), text, source: Source::InPlace(path) });
+            plan.reached.push(dir);
+        }
+        Ok(plan)
+    }
+
+    pub fn data(&self) -> &[Data] {
+        &self.data
+    }
+
+    /// Local directories that a kustomization builds upon. Files, and what must be fetched, are left to Kustomize.
+    fn references(&self, dir: &Path, tree: &Tree<'_>) -> Result<Vec<PathBuf>, RenderError> {
+        let mut found = Vec::new();
+        for root in &tree.roots {
+            for list in ["resources", "bases", "components", "generators", "transformers"] {
+                for entry in tree.get(*root, list).map(|id| tree.items(id)).unwrap_or_default() {
+                    let Some(path) = tree.text(*entry).filter(|path| !path.contains(['\n', ':', '?'])) else { continue };
+                    match self.checkout.find(dir, path) {
+                        Ok(path) if self.checkout.root().join(&path).is_dir() => found.push(path),
+                        Ok(_) | Err(WorkspaceError::Missing { .. }) => {}
+                        Err(source) => {
+                            return Err(RenderError::File { what: format!("`{}`, `{list}`", shown(dir)), source });
+                        }
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// See [`super::Plan::images`].
+    pub fn images(&self, scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
+        let mut found = BTreeMap::new();
+        for (data, scan) in scans.iter().enumerate() {
+            let Some(scan) = scan else { continue };
+            let parents = scan.tree.parents();
+            let images: BTreeSet<NodeId> = scan.tree.roots.iter().filter_map(|root| scan.tree.get(*root, "images")).collect();
+            for (index, placeholder) in scan.placeholders.iter().enumerate() {
+                let entry = parents[placeholder.scalar].and_then(|mapping| parents[mapping]);
+                let keys = if entry.is_some_and(|list| images.contains(&list)) { Siblings::Kustomize } else { Siblings::Values };
+                found.insert((data, index), beside(&scan.tree, &parents, placeholder.scalar, keys));
+            }
+        }
+        found
+    }
+
+    /// See [`super::Plan::run`].
+    ///
+    /// # Errors
+    ///
+    /// [`RenderError`].
+    pub async fn run(&self, changed: &BTreeMap<usize, String>, targets: &Targets, tools: &Tools) -> Result<String, RenderError> {
+        let mut workspace = Workspace::create()?;
+        let edits = self.edits(targets)?;
+        let patches = &self.application.parameters.kustomize.patches;
+        let components = self.components()?;
+        let is_copied = !changed.is_empty() || !edits.is_empty() || patches.is_some() || !components.is_empty();
+        let root = if is_copied { workspace.root() } else { self.checkout.root().to_owned() };
+        if is_copied {
+            for dir in self.reached.iter().chain(&components) {
+                workspace.copy(&self.checkout, dir)?;
+            }
+            for (place, text) in changed {
+                if let Source::InPlace(path) = &self.data[*place].source {
+                    workspace.write(path, text)?;
+                }
+            }
+        }
+        let app = root.join(self.checkout.app());
+        let home = workspace.home();
+        let (before, after): (Vec<_>, Vec<_>) = edits.into_iter().partition(|edit| edit[2] != "component");
+        for edit in before {
+            self.child(tools, edit, app.clone(), &home).run().await?;
+        }
+        if let Some(patches) = patches {
+            add_patches(&app, patches)?;
+        }
+        for edit in after {
+            self.child(tools, edit, app.clone(), &home).run().await?;
+        }
+        let mut arguments: Vec<OsString> = vec!["build".into(), app.into_os_string()];
+        arguments.extend(tools.kustomize_build_options.iter().map(OsString::from));
+        if tools.kustomize_build_options.iter().any(|option| option.starts_with("--enable-helm")) {
+            let options = &self.application.parameters.kustomize;
+            let version = options.kube_version.clone().unwrap_or_else(|| self.application.kube_version.clone());
+            if !version.is_empty() {
+                arguments.extend(["--helm-kube-version".into(), version.into()]);
+            }
+            let versions = if options.api_versions.is_empty() { &self.application.api_versions } else { &options.api_versions };
+            arguments.extend(versions.iter().flat_map(|version| [OsString::from("--helm-api-versions"), version.into()]));
+        }
+        text(self.child(tools, arguments, root, &home).run().await?.stdout)
+    }
+
+    /// The `kustomize edit` commands, in Argo CD's order; patches come before components.
+    fn edits(&self, targets: &Targets) -> Result<Vec<Vec<OsString>>, RenderError> {
+        let options = &self.application.parameters.kustomize;
+        let expand = |text: &str| self.application.expand(text);
+        let mut edits: Vec<Vec<String>> = Vec::new();
+        let mut edit = |words: &[&str], values: Vec<String>| {
+            edits.push(["edit"].iter().chain(words).map(|&word| word.to_owned()).chain(values).collect());
+        };
+        if let Some(prefix) = &options.name_prefix {
+            edit(&["set", "nameprefix", "--"], vec![prefix.clone()]);
+        }
+        if let Some(suffix) = &options.name_suffix {
+            edit(&["set", "namesuffix", "--"], vec![suffix.clone()]);
+        }
+        let images: Vec<String> =
+            options.images.iter().map(|image| expand(image)).chain(targets.kustomize.iter().cloned()).collect();
+        for image in &images {
+            no_flag("kustomize-images", image)?;
+        }
+        if !images.is_empty() {
+            edit(&["set", "image"], images);
+        }
+        if !options.replicas.is_empty() {
+            let replicas: Vec<String> = options.replicas.iter().map(|(name, count)| format!("{name}={count}")).collect();
+            replicas.iter().try_for_each(|word| no_flag("kustomize-replicas", word))?;
+            edit(&["set", "replicas"], replicas);
+        }
+        if !options.common_labels.is_empty() {
+            let flags = [
+                ("--force", options.force_common_labels),
+                ("--without-selector", options.label_without_selector),
+                ("--include-templates", options.label_include_templates),
+            ];
+            let mut words = vec!["add", "label"];
+            words.extend(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| *flag));
+            let labels: Vec<String> =
+                options.common_labels.iter().map(|(key, value)| format!("{key}:{}", expand(value))).collect();
+            labels.iter().try_for_each(|word| no_flag("kustomize-common-labels", word))?;
+            edit(&words, labels);
+        }
+        if !options.common_annotations.is_empty() {
+            let mut words = vec!["add", "annotation"];
+            words.extend(options.force_common_annotations.then_some("--force"));
+            let value = |value: &String| if options.common_annotations_envsubst { expand(value) } else { value.clone() };
+            let annotations: Vec<String> =
+                options.common_annotations.iter().map(|(key, text)| format!("{key}:{}", value(text))).collect();
+            annotations.iter().try_for_each(|word| no_flag("kustomize-common-annotations", word))?;
+            edit(&words, annotations);
+        }
+        if let Some(namespace) = &options.namespace {
+            edit(&["set", "namespace", "--"], vec![namespace.clone()]);
+        }
+        let components: Vec<String> = self.present_components()?.into_iter().map(|(text, _)| text).collect();
+        components.iter().try_for_each(|word| no_flag("kustomize-components", word))?;
+        if !components.is_empty() {
+            edit(&["add", "component"], components);
+        }
+        Ok(edits.into_iter().map(|words| words.into_iter().map(OsString::from).collect()).collect())
+    }
+
+    /// The parameter's components with their directories, if local.
+    fn present_components(&self) -> Result<Vec<(String, Option<PathBuf>)>, RenderError> {
+        let options = &self.application.parameters.kustomize;
+        let mut present = Vec::new();
+        for component in &options.components {
+            match self.checkout.find(self.checkout.app(), component) {
+                Ok(path) => present.push((component.clone(), Some(path))),
+                Err(WorkspaceError::Missing { .. }) if component.contains("://") => present.push((component.clone(), None)),
+                Err(WorkspaceError::Missing { .. }) if options.ignore_missing_components => {}
+                Err(source) => {
+                    let what = format!("parameter `kustomize-components`, `{}`", printable(component));
+                    return Err(RenderError::File { what, source });
+                }
+            }
+        }
+        Ok(present)
+    }
+
+    fn components(&self) -> Result<Vec<PathBuf>, RenderError> {
+        Ok(self.present_components()?.into_iter().filter_map(|(_, path)| path).collect())
+    }
+
+    fn child(&self, tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Path) -> Child {
+        let variables = self.application.variables();
+        let variables: Vec<(&str, OsString)> = variables.into_iter().map(|(name, value)| (name, value.into())).collect();
+        Child {
+            program: tools.kustomize.clone(),
+            arguments,
+            directory,
+            environment: environment(home, &variables),
+            deadline: tools.timeout,
+            max_output: tools.max_output,
+        }
+    }
+}
+
+/// Appends `kustomize-patches`, a YAML list, to the copied kustomization's own.
+fn add_patches(app: &Path, patches: &str) -> Result<(), RenderError> {
+    let wrong = |error: &dyn std::fmt::Display| RenderError::Invalid {
+        what: format!("parameter `kustomize-patches` is not a YAML list of patches: {error}"),
+        hint: Some("write `- {target: {kind: Deployment}, patch: …}`".into()),
+    };
+    let added: Vec<serde_yaml::Value> = serde_yaml::from_str(patches).map_err(|error| wrong(&error))?;
+    let path = NAMES.iter().map(|name| app.join(name)).find(|path| path.is_file());
+    let path = path.ok_or_else(|| RenderError::invalid("the kustomization is gone"))?;
+    let io = |source: std::io::Error| WorkspaceError::Io { path: shown(&path), source: source.into() };
+    let text = std::fs::read_to_string(&path).map_err(io)?;
+    let mut file: serde_yaml::Mapping = serde_yaml::from_str(&text)
+        .map_err(|error| RenderError::invalid(format!("`{}` is not a kustomization: {error}", shown(&path))))?;
+    let own = file.entry("patches".into()).or_insert_with(|| serde_yaml::Value::Sequence(Vec::new()));
+    match own {
+        serde_yaml::Value::Sequence(own) => own.extend(added),
+        _ => return Err(RenderError::invalid("`patches` of the kustomization is not a list")),
+    }
+    let text = serde_yaml::to_string(&file).map_err(|error| wrong(&error))?;
+    std::fs::write(&path, text).map_err(io)?;
+    Ok(())
+}

@@ -1,0 +1,454 @@
+//! Where an application's files are, and where changed copies of them go.
+//!
+//! A [`Checkout`] is what Argo CD handed us (or a directory on a laptop): it is only read, and no path of an application leads out of
+//! it, after symbolic links. A [`Workspace`] is the private directory of one render: substituted files are written there, never in the
+//! checkout, and it is removed when dropped.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::TempDir;
+
+use crate::image::printable;
+
+/// Longest file that is read as data, in bytes.
+pub const MAX_FILE: u64 = 32 * 1024 * 1024;
+
+/// What may be copied into a workspace.
+const MAX_COPIED_BYTES: u64 = 1024 * 1024 * 1024;
+const MAX_COPIED_FILES: usize = 100_000;
+
+/// What may be looked at in a checkout.
+const MAX_ENTRIES: usize = 2_000_000;
+
+/// As deep as directories go.
+pub const ANY_DEPTH: usize = 100;
+
+/// Why a file of an application cannot be used.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WorkspaceError {
+    #[error("`{path}` does not exist")]
+    Missing { path: String },
+    #[error("`{path}` leads outside the checkout")]
+    Outside { path: String },
+    #[error("`{path}` is longer than {limit} bytes")]
+    TooLong { path: String, limit: u64 },
+    #[error("`{path}` is not UTF-8 text")]
+    NotText { path: String },
+    #[error("the files below `{path}` are more than a render may copy ({MAX_COPIED_FILES} files, {MAX_COPIED_BYTES} bytes)")]
+    TooMuch { path: String },
+    #[error("`{path}` cannot be read")]
+    Io {
+        path: String,
+        #[source]
+        source: Arc<io::Error>,
+    },
+}
+
+impl WorkspaceError {
+    fn io(path: &Path, source: io::Error) -> Self {
+        let path = shown(path);
+        match source.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Self::Missing { path },
+            _ => Self::Io { path, source: Arc::new(source) },
+        }
+    }
+}
+
+/// The directory that holds an application and whatever it refers to.
+#[derive(Clone, Debug)]
+pub struct Checkout {
+    root: PathBuf,
+    app: PathBuf,
+}
+
+impl Checkout {
+    /// Finds the checkout around an application's directory.
+    ///
+    /// `source_path` is the application's path in its repository, as Argo CD gives it: as much of it as the directory ends with leads
+    /// to the root. Without it, or if none of it does, the root is the nearest directory above with a `.git`, or the directory itself.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError`] when the directory does not exist.
+    pub fn open(dir: &Path, source_path: Option<&str>) -> Result<Self, WorkspaceError> {
+        let dir = fs::canonicalize(dir).map_err(|error| WorkspaceError::io(dir, error))?;
+        if !dir.is_dir() {
+            return Err(WorkspaceError::Missing { path: shown(&dir) });
+        }
+        let root = match source_path {
+            Some(path) => {
+                let parts: Vec<_> = Path::new(path).components().filter(|part| matches!(part, Component::Normal(_))).collect();
+                let mut root = dir.as_path();
+                for part in parts.iter().rev() {
+                    match root.parent() {
+                        Some(parent) if root.file_name() == Some(part.as_os_str()) => root = parent,
+                        _ => break,
+                    }
+                }
+                if root == dir && !parts.is_empty() { repository(&dir) } else { root.to_owned() }
+            }
+            None => repository(&dir),
+        };
+        let app = dir.strip_prefix(&root).expect("the root is above the directory").to_owned();
+        Ok(Self { root, app })
+    }
+
+    /// The checkout's root, absolute and without links.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The application's directory, relative to the root.
+    pub fn app(&self) -> &Path {
+        &self.app
+    }
+
+    /// The application's directory, absolute.
+    pub fn app_dir(&self) -> PathBuf {
+        self.root.join(&self.app)
+    }
+
+    /// Finds a file or directory: relative to `base` (itself relative to the root), or to the root with a leading `/`.
+    ///
+    /// Returns the path relative to the root, free of links: what [`Checkout::read`] takes.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Outside`] when the path, or a link on it, leads out of the checkout.
+    pub fn find(&self, base: &Path, path: &str) -> Result<PathBuf, WorkspaceError> {
+        let joined = match path.strip_prefix('/') {
+            Some(rooted) => self.root.join(rooted.trim_start_matches('/')),
+            None => self.root.join(base).join(path),
+        };
+        // A path that climbs out is refused even where nothing stands, so that an error tells nothing about the machine.
+        let mut depth = 0_usize;
+        for part in joined.strip_prefix(&self.root).expect("it was joined to the root").components() {
+            match part {
+                Component::ParentDir => {
+                    depth = depth.checked_sub(1).ok_or_else(|| WorkspaceError::Outside { path: printable(path) })?;
+                }
+                Component::Normal(_) => depth += 1,
+                _ => {}
+            }
+        }
+        let found = fs::canonicalize(&joined).map_err(|error| WorkspaceError::io(Path::new(path), error))?;
+        match found.strip_prefix(&self.root) {
+            Ok(relative) => Ok(relative.to_owned()),
+            Err(_) => Err(WorkspaceError::Outside { path: printable(path) }),
+        }
+    }
+
+    /// Reads a file of at most [`MAX_FILE`] bytes as text. The path is one that [`Checkout::find`] gave, or stands in a listed directory.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError`]; also when a link on the way leads out of the checkout.
+    pub fn read(&self, path: &Path) -> Result<String, WorkspaceError> {
+        let inside = self.find(Path::new(""), &path.to_string_lossy())?;
+        let file = fs::File::open(self.root.join(inside)).map_err(|error| WorkspaceError::io(path, error))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| WorkspaceError::io(path, error))?;
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(WorkspaceError::TooLong { path: shown(path), limit: MAX_FILE });
+        }
+        String::from_utf8(bytes).map_err(|_| WorkspaceError::NotText { path: shown(path) })
+    }
+
+    /// Reads a file if it is there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Checkout::read`], but for a missing file.
+    pub fn read_if_present(&self, path: &Path) -> Result<Option<String>, WorkspaceError> {
+        match self.read(path) {
+            Err(WorkspaceError::Missing { .. }) => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
+    /// Refuses a directory in which a link leads out of the checkout: tools follow links wherever they lead.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Outside`], naming the link.
+    pub fn check_links(&self, dir: &Path) -> Result<(), WorkspaceError> {
+        let mut waiting = vec![dir.to_owned()];
+        let mut entries = 0;
+        while let Some(dir) = waiting.pop() {
+            let listed = fs::read_dir(self.root.join(&dir)).map_err(|error| WorkspaceError::io(&dir, error))?;
+            for entry in listed {
+                let entry = entry.map_err(|error| WorkspaceError::io(&dir, error))?;
+                let path = dir.join(entry.file_name());
+                let kind = entry.file_type().map_err(|error| WorkspaceError::io(&path, error))?;
+                entries += 1;
+                if entries > MAX_ENTRIES {
+                    return Err(WorkspaceError::TooMuch { path: shown(&dir) });
+                }
+                if kind.is_symlink() && fs::canonicalize(entry.path()).is_ok_and(|target| !target.starts_with(&self.root)) {
+                    return Err(WorkspaceError::Outside { path: shown(&path) });
+                }
+                if kind.is_dir() && entry.file_name() != ".git" {
+                    waiting.push(path);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits every file below a directory, at most so many directories deep, links followed, in order of their names. Nothing if it
+    /// is no directory.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError`], also where a link leads out of the checkout.
+    pub fn files(&self, dir: &Path, depth: usize, visit: &mut dyn FnMut(&Path)) -> Result<(), WorkspaceError> {
+        if !self.root.join(dir).is_dir() {
+            return Ok(());
+        }
+        let mut budget = Budget { files: MAX_ENTRIES, bytes: u64::MAX };
+        self.walk(dir, depth, &mut budget, &mut |path| {
+            visit(path);
+            Ok(())
+        })
+    }
+
+    fn walk(
+        &self,
+        dir: &Path,
+        depth: usize,
+        budget: &mut Budget,
+        visit: &mut dyn FnMut(&Path) -> Result<(), WorkspaceError>,
+    ) -> Result<(), WorkspaceError> {
+        let full = self.root.join(dir);
+        let mut entries: Vec<_> =
+            fs::read_dir(&full).and_then(Iterator::collect).map_err(|error: io::Error| WorkspaceError::io(dir, error))?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let path = dir.join(entry.file_name());
+            let kind = entry.file_type().map_err(|error| WorkspaceError::io(&path, error))?;
+            if kind.is_symlink() {
+                // A dangling link is left to the tool, which may never look at it.
+                let Ok(target) = fs::canonicalize(entry.path()) else { continue };
+                if !target.starts_with(&self.root) {
+                    return Err(WorkspaceError::Outside { path: shown(&path) });
+                }
+                if full.starts_with(&target) {
+                    continue;
+                }
+            }
+            let metadata = fs::metadata(entry.path()).map_err(|error| WorkspaceError::io(&path, error))?;
+            if metadata.is_dir() {
+                if depth == 0 || path.file_name().is_some_and(|name| name == ".git") {
+                    continue;
+                }
+                budget.take(dir, 0)?;
+                self.walk(&path, depth - 1, budget, visit)?;
+            } else if metadata.is_file() {
+                budget.take(dir, metadata.len())?;
+                visit(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The nearest directory above with a `.git`, or the directory itself.
+fn repository(dir: &Path) -> PathBuf {
+    dir.ancestors().find(|above| above.join(".git").exists()).unwrap_or(dir).to_owned()
+}
+
+/// Counts files and bytes down.
+struct Budget {
+    files: usize,
+    bytes: u64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { files: MAX_COPIED_FILES, bytes: MAX_COPIED_BYTES }
+    }
+}
+
+impl Budget {
+    fn take(&mut self, dir: &Path, bytes: u64) -> Result<(), WorkspaceError> {
+        match (self.files.checked_sub(1), self.bytes.checked_sub(bytes)) {
+            (Some(files), Some(bytes)) => (self.files, self.bytes) = (files, bytes),
+            _ => return Err(WorkspaceError::TooMuch { path: shown(dir) }),
+        }
+        Ok(())
+    }
+}
+
+/// The private directory of one render.
+#[derive(Debug)]
+pub struct Workspace {
+    dir: TempDir,
+    copied: Vec<PathBuf>,
+}
+
+impl Workspace {
+    /// Makes an empty one below the system's temporary directory (`TMPDIR`), for this user alone.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Io`].
+    pub fn create() -> Result<Self, WorkspaceError> {
+        let dir = tempfile::Builder::new().prefix("pinion-").tempdir();
+        let dir = dir.map_err(|error| WorkspaceError::io(&std::env::temp_dir(), error))?;
+        for part in ["files", "home", "checkout"] {
+            fs::create_dir(dir.path().join(part)).map_err(|error| WorkspaceError::io(dir.path(), error))?;
+        }
+        Ok(Self { dir, copied: Vec::new() })
+    }
+
+    /// A home for tools, empty at first.
+    pub fn home(&self) -> PathBuf {
+        self.dir.path().join("home")
+    }
+
+    /// The root of the copied part of the checkout.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("checkout")
+    }
+
+    /// Writes a file that has no place in the checkout, such as inline values, and returns its path.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Io`].
+    pub fn write_extra(&self, name: &str, text: &str) -> Result<PathBuf, WorkspaceError> {
+        let path = self.dir.path().join("files").join(name);
+        fs::write(&path, text).map_err(|error| WorkspaceError::io(&path, error))?;
+        Ok(path)
+    }
+
+    /// Copies a directory of the checkout to the same place here, links replaced by what they lead to. Once is enough.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError`], also past the bounds on files and bytes.
+    pub fn copy(&mut self, checkout: &Checkout, dir: &Path) -> Result<(), WorkspaceError> {
+        if self.copied.iter().any(|copied| dir.starts_with(copied)) {
+            return Ok(());
+        }
+        let target = self.root();
+        let mut budget = Budget::default();
+        fs::create_dir_all(target.join(dir)).map_err(|error| WorkspaceError::io(dir, error))?;
+        checkout.walk(dir, ANY_DEPTH, &mut budget, &mut |path| {
+            let to = target.join(path);
+            let parent = to.parent().expect("a file has a parent");
+            fs::create_dir_all(parent)
+                .and_then(|()| fs::copy(checkout.root.join(path), &to))
+                .map_err(|error| WorkspaceError::io(path, error))?;
+            Ok(())
+        })?;
+        self.copied.push(dir.to_owned());
+        Ok(())
+    }
+
+    /// Replaces a copied file's text.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Io`].
+    pub fn write(&self, path: &Path, text: &str) -> Result<(), WorkspaceError> {
+        let to = self.root().join(path);
+        let parent = to.parent().expect("a file has a parent");
+        fs::create_dir_all(parent).and_then(|()| fs::write(&to, text)).map_err(|error| WorkspaceError::io(path, error))
+    }
+}
+
+/// A path for messages.
+pub fn shown(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    printable(if text.is_empty() { "." } else { &text })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// `repo/{apps/web/Chart.yaml, shared/values.yaml}` beside a secret that no application may reach.
+    fn fixture() -> (TempDir, Checkout) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let repo = dir.path().join("repo");
+        fs::create_dir_all(repo.join("apps/web/templates")).expect("a tree");
+        fs::create_dir_all(repo.join("shared")).expect("a tree");
+        fs::write(repo.join("apps/web/Chart.yaml"), "name: web\n").expect("a file");
+        fs::write(repo.join("shared/values.yaml"), "a: 1\n").expect("a file");
+        fs::write(dir.path().join("secret"), "s3cret").expect("a file");
+        let checkout = Checkout::open(&repo.join("apps/web"), Some("apps/web")).expect("a checkout");
+        (dir, checkout)
+    }
+
+    #[test]
+    fn the_root_is_where_the_source_path_starts() {
+        let (dir, checkout) = fixture();
+        assert_eq!(checkout.app(), Path::new("apps/web"));
+        let narrowed = Checkout::open(&dir.path().join("repo/apps/web"), Some("deep/apps/web")).expect("a checkout");
+        assert!(narrowed.root().ends_with("repo"));
+        let chart_source = Checkout::open(&dir.path().join("repo/apps/web"), Some("")).expect("a checkout");
+        assert_eq!(chart_source.app(), Path::new(""));
+        fs::create_dir(dir.path().join("repo/.git")).expect("a directory");
+        let laptop = Checkout::open(&dir.path().join("repo/apps/web"), None).expect("a checkout");
+        assert_eq!(laptop.app(), Path::new("apps/web"));
+    }
+
+    #[test]
+    fn paths_stay_inside_the_checkout() {
+        let (dir, checkout) = fixture();
+        let app = checkout.app().to_owned();
+        assert_eq!(checkout.find(&app, "../../shared/values.yaml").expect("inside"), Path::new("shared/values.yaml"));
+        assert_eq!(checkout.find(&app, "/shared/values.yaml").expect("inside"), Path::new("shared/values.yaml"));
+        for path in ["../../../secret", "../../../nothing", "/../secret", "../../../../../../etc/passwd"] {
+            assert!(matches!(checkout.find(&app, path), Err(WorkspaceError::Outside { .. })), "{path}");
+        }
+        assert!(matches!(checkout.find(&app, "nothing.yaml"), Err(WorkspaceError::Missing { .. })));
+        symlink(dir.path().join("secret"), checkout.app_dir().join("link")).expect("a link");
+        symlink("link", checkout.app_dir().join("chain")).expect("a link");
+        for path in ["link", "chain"] {
+            assert!(matches!(checkout.find(&app, path), Err(WorkspaceError::Outside { .. })), "{path}");
+            assert!(matches!(checkout.read(&app.join(path)), Err(WorkspaceError::Outside { .. })), "{path}");
+        }
+        assert!(matches!(checkout.check_links(&app), Err(WorkspaceError::Outside { .. })));
+    }
+
+    #[test]
+    fn copies_are_whole_and_leave_the_checkout_alone() {
+        let (_dir, checkout) = fixture();
+        symlink("../../shared/values.yaml", checkout.app_dir().join("values.yaml")).expect("a link");
+        symlink("..", checkout.app_dir().join("templates/loop")).expect("a link");
+        let mut workspace = Workspace::create().expect("a workspace");
+        workspace.copy(&checkout, checkout.app()).expect("a copy");
+        let copy = workspace.root().join("apps/web");
+        assert_eq!(fs::read_to_string(copy.join("values.yaml")).expect("a file"), "a: 1\n");
+        workspace.write(Path::new("apps/web/values.yaml"), "a: 2\n").expect("written");
+        assert_eq!(checkout.read(Path::new("shared/values.yaml")).expect("a file"), "a: 1\n");
+        let path = workspace.root();
+        drop(workspace);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn long_files_and_binary_files_are_refused() {
+        let (_dir, checkout) = fixture();
+        let file = fs::File::create(checkout.app_dir().join("big")).expect("a file");
+        file.set_len(MAX_FILE + 1).expect("a sparse file");
+        assert!(matches!(checkout.read(&checkout.app().join("big")), Err(WorkspaceError::TooLong { .. })));
+        fs::write(checkout.app_dir().join("binary"), [0xff, 0xfe]).expect("a file");
+        assert!(matches!(checkout.read(&checkout.app().join("binary")), Err(WorkspaceError::NotText { .. })));
+    }
+
+    #[test]
+    fn what_is_copied_is_bounded() {
+        let mut budget = Budget { files: 2, bytes: 10 };
+        assert!(budget.take(Path::new("x"), 10).is_ok());
+        assert!(matches!(budget.take(Path::new("x"), 1), Err(WorkspaceError::TooMuch { .. })));
+        let mut budget = Budget { files: 1, bytes: 10 };
+        assert!(budget.take(Path::new("x"), 0).is_ok() && budget.take(Path::new("x"), 0).is_err());
+    }
+}
