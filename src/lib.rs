@@ -1,7 +1,65 @@
 //! Pinion resolves image tags while Argo CD renders.
+//!
+//! An application's files say which tags of an image are *permitted* (`$(pin ~1.2)`); Pinion asks the registry which exist, chooses the
+//! newest permitted one, renders Helm, Kustomize or plain YAML with it, and returns the manifests.
+//!
+//! ```text
+//! environment | Application manifest ─▶ application, parameters          one checked value
+//! directory ──────────────────────────▶ workspace                        confined files
+//!                          ▼
+//!               generate ─ rules ─ placeholder::find                     pure
+//!                          ├─ render::Plan ─ values: image of each       pure
+//!                          ▼
+//!                        resolve ─▶ cache ─▶ client ─▶ registry
+//!                          │          └─▶ store: last known good pins
+//!                          │         policy.select                       pure
+//!                          ▼ pins
+//!               placeholder::substitute ─▶ render ─▶ process ─▶ helm | kustomize
+//!                          ▼ text
+//!               manifest::rewrite                                        pure
+//!                          ▼
+//!                       manifests
+//! ```
+//!
+//! # Modules
+//!
+//! Pure, values in and values out:
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`image`] | repository, tag, digest, platform: the grammars that nothing from outside gets around |
+//! | [`yaml`] | YAML with byte positions; which plain texts read as strings |
+//! | [`policy`] | which tags are permitted, and which of them wins |
+//! | [`placeholder`] | find `$(pin …)`, tell its image, substitute |
+//! | [`values`] | Helm's merged values, to tell the image of a placeholder |
+//! | [`rules`] | what an application asks without placeholders |
+//! | [`pin`] | what was chosen, and the forms in which it is kept |
+//! | [`manifest`] | documents and images of rendered text |
+//!
+//! The outside world:
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`registry`] | asking registries, remembering what they said |
+//! | [`resolve`] | questions become pins, fresh or last known good |
+//! | [`workspace`] | the checkout that is only read, the directory of one render |
+//! | [`render`], [`process`] | Helm, Kustomize and directories, as Argo CD does it |
+//! | [`application`], [`parameters`] | what Argo CD tells a plugin |
+//! | [`config`] | what the operator sets |
+//! | [`generate`] | the order of the steps |
+//! | [`cli`], [`failure`] | the command line, and errors for people |
+//!
+//! # Words
+//!
+//! **config** what the operator sets · **rules** what the application asks · **placeholder** a token in the application's files ·
+//! **policy** how to choose among tags · **selection** the choice with its reasons · **pin** image, tag and digest that were chosen ·
+//! **workspace** the private directory of one request · **render** files to manifests.
 
 pub mod application;
+pub mod cli;
+pub mod config;
 pub mod failure;
+pub mod generate;
 pub mod image;
 pub mod manifest;
 pub mod parameters;

@@ -9,3 +9,6 @@ mod support;
 mod client;
 
 mod cache;
+mod cli;
+mod faults;
+mod purity;

@@ -1,0 +1,125 @@
+//! The command line: one file a subcommand. Data goes to standard output, all else to standard error.
+
+pub mod check;
+pub mod generate;
+pub mod resolve;
+pub mod select;
+
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::Serialize;
+
+use crate::config::{self, Config};
+use crate::registry::cache::{Cache, Freshness};
+use crate::registry::store::Store;
+use crate::registry::{Client, Limits};
+use crate::resolve::{Resolver, Settings};
+
+/// Resolves image tags while Argo CD renders.
+///
+/// Pinion is an Argo CD config management plugin. It replaces placeholders such as `$(pin ~1.2)` in Helm values, kustomizations and
+/// manifests by the newest permitted tag of the image, renders, and prints the manifests.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 120)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    #[command(flatten)]
+    pub log: Log,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Generate(generate::Arguments),
+    Resolve(resolve::Arguments),
+    Select(select::Arguments),
+    Check(check::Arguments),
+}
+
+/// What is logged, on standard error.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Logging")]
+pub struct Log {
+    /// What to log: error, warn, info, debug or trace, or a filter such as `pinion::registry=debug`
+    #[arg(long, global = true, env = "PINION_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    pub log_level: String,
+
+    /// How to log
+    #[arg(long, global = true, env = "PINION_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]
+    pub log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    #[default]
+    Text,
+    Json,
+    Yaml,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Done,
+    /// Exit status 3.
+    NoPermittedTag,
+}
+
+/// An error that is the caller's: exit status 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub String);
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    ///
+    /// What the command says; [`Usage`] for arguments that make no sense together.
+    pub async fn run(self) -> anyhow::Result<Outcome> {
+        match self.command {
+            Command::Generate(arguments) => arguments.run().await,
+            Command::Resolve(arguments) => arguments.run().await,
+            Command::Select(arguments) => arguments.run(),
+            Command::Check(arguments) => arguments.run().await,
+        }
+    }
+}
+
+/// A resolver that asks registries, as configured.
+fn resolver(config: &Config) -> Resolver<Client> {
+    let store = Arc::new(Store::new(&config.store));
+    let limits = Limits {
+        allowed_hosts: config.allow_registries.clone(),
+        allow_application_credentials: config.allow_application_credentials,
+        // A little less than the budget, so that the registry's own failure is what is reported.
+        deadline: config.lookup_timeout.mul_f64(0.9),
+        ..Limits::default()
+    };
+    let client = Client::new(config.registries.clone(), limits);
+    let freshness = Freshness { tags: config.tags_ttl, digests: config.digests_ttl };
+    let settings = Settings { tags_ttl: config.tags_ttl, budget: config.lookup_timeout, platforms: config.platforms.clone() };
+    Resolver::new(Cache::new(client, Arc::clone(&store), freshness), store, settings)
+}
+
+fn configured(raw: config::Raw) -> anyhow::Result<Config> {
+    Ok(raw.check()?)
+}
+
+/// Prints a value in a format for programs.
+fn print(format: Format, value: &impl Serialize) -> anyhow::Result<()> {
+    match format {
+        Format::Json => println!("{}", serde_json::to_string_pretty(value)?),
+        Format::Text | Format::Yaml => print!("{}", serde_yaml::to_string(value)?),
+    }
+    Ok(())
+}

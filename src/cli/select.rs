@@ -1,0 +1,144 @@
+//! `pinion select`: chooses among the tags on standard input.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+
+use anyhow::Context;
+use clap::Args;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::{Format, Outcome, Usage, print};
+use crate::failure::Failure;
+use crate::image::{Digest, Platform, Tag, printable};
+use crate::pin::{Considered, Pinned};
+use crate::placeholder::words::{Spec, Target, Words};
+use crate::policy::{Built, Candidate, Facts, Policy};
+
+/// Longest input, in bytes.
+const MAX_INPUT: u64 = 256 * 1024 * 1024;
+
+/// Choose among the tags on standard input
+///
+/// Takes the words and flags of a placeholder, without an image. Each line of standard input is a tag, or a JSON object
+/// `{"tag", "created", "digest", "platform"}`, one for each platform of a tag. Prints the winner alone. Needs no network.
+///
+///     skopeo list-tags docker://ghcr.io/acme/web | jq -r '.Tags[]' | pinion select '~1.2'
+///     pinion select newest-build --allow-tags '^main-' < builds.json
+///
+/// Exit status: 0 a tag is permitted; 1 the input cannot be used; 2 the policy is invalid; 3 no tag is permitted.
+#[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
+pub struct Arguments {
+    #[command(flatten)]
+    words: Words,
+
+    /// Also print why: what each step rejected (on standard error)
+    #[arg(long)]
+    explain: bool,
+
+    /// How to print the result
+    #[arg(long, short, default_value = "text", value_name = "FORMAT")]
+    output: Format,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    tag: String,
+    created: Option<Timestamp>,
+    digest: Option<String>,
+    platform: Option<String>,
+}
+
+#[derive(serde::Serialize)]
+struct Report {
+    tag: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created: Option<Timestamp>,
+    considered: Considered,
+}
+
+impl Arguments {
+    /// Reads standard input and prints the winner.
+    ///
+    /// # Errors
+    ///
+    /// [`Usage`] for an invalid policy; for a line that is neither a tag nor such an object, with its number.
+    pub fn run(self) -> anyhow::Result<Outcome> {
+        let policy = policy(self.words)?;
+        let candidates = read(std::io::stdin().lock())?;
+        let selection = match policy.select(&candidates, Timestamp::now()) {
+            Ok(selection) => selection,
+            Err(no_match) if no_match.missing.is_empty() => {
+                eprintln!("error: {}", Failure::new("", &no_match, no_match.hint()));
+                return Ok(Outcome::NoPermittedTag);
+            }
+            Err(no_match) => {
+                let hint = "give it as JSON: `{\"tag\": \"…\", \"created\": \"2026-01-31T12:00:00Z\", \"digest\": \"sha256:…\", \"platform\": \"linux/amd64\"}`";
+                anyhow::bail!("{}", Failure::new("standard input", &no_match, Some(hint.into())));
+            }
+        };
+        let considered = Considered::from(&selection.funnel);
+        if self.explain {
+            eprintln!("{policy}\n{considered}");
+        }
+        let digest = selection.digest.filter(|_| policy.pins_digest());
+        match self.output {
+            Format::Text => println!("{}", Pinned { tag: selection.tag, digest }),
+            format => {
+                let digest = digest.map(|digest| digest.to_string());
+                print(format, &Report { tag: selection.tag.to_string(), digest, created: selection.created, considered })?;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+fn policy(words: Words) -> Result<Policy, Usage> {
+    match words.spec().map_err(|error| Usage(Failure::new("", &error, error.hint()).to_string()))? {
+        Spec { target: Target::Image { repository: None, policy }, pull_secret: None } => Ok(*policy),
+        _ => Err(Usage("the candidates come from standard input: name no image, alias or credential".into())),
+    }
+}
+
+/// Lines of the same tag are its platforms. Names that are no tags are dropped, as those from a registry are.
+fn read(input: impl BufRead) -> anyhow::Result<Vec<Candidate>> {
+    let mut found: BTreeMap<Tag, Option<Facts>> = BTreeMap::new();
+    let mut dropped = 0;
+    for (number, line) in input.take(MAX_INPUT).lines().enumerate() {
+        let line = line.context("standard input cannot be read")?;
+        let wrong = |problem: &dyn std::fmt::Display| anyhow::anyhow!("standard input:{}: {problem}", number + 1);
+        let text = line.trim();
+        if text.is_empty() {
+            continue;
+        }
+        if !text.starts_with('{') {
+            match text.parse() {
+                Ok(tag) => drop(found.entry(tag).or_default()),
+                Err(_) => dropped += 1,
+            }
+            continue;
+        }
+        let object: Line = serde_json::from_str(text).map_err(|error| wrong(&error))?;
+        let Ok(tag) = object.tag.parse::<Tag>() else {
+            tracing::debug!(tag = printable(&object.tag), "not a tag");
+            dropped += 1;
+            continue;
+        };
+        let digest: Option<Digest> = object.digest.as_deref().map(str::parse).transpose().map_err(|error| wrong(&error))?;
+        let platform: Option<Platform> = object.platform.as_deref().map(str::parse).transpose().map_err(|error| wrong(&error))?;
+        let facts = found.entry(tag).or_default();
+        if digest.is_some() || platform.is_some() || object.created.is_some() {
+            let facts = facts.get_or_insert_with(|| Facts { digest: None, images: Vec::new() });
+            facts.digest = facts.digest.take().or(digest);
+            facts.images.push(Built { platform, created: object.created });
+        }
+    }
+    if dropped > 0 {
+        tracing::warn!(dropped, "names that are not legal tags were dropped");
+    }
+    Ok(found.into_iter().map(|(tag, facts)| Candidate { tag, facts }).collect())
+}

@@ -1,0 +1,262 @@
+//! What the operator sets: flags, environment (`PINION_*`) and a file become one checked [`Config`].
+//!
+//! A flag wins over its variable, the variable over the file, the file over the default. The file is YAML with the flags' names
+//! (`tags-ttl: 2m`); an unknown key is an error.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+
+use crate::image::Platform;
+use crate::manifest::ImagePath;
+use crate::registry::RegistriesConfig;
+use crate::registry::guard::HostPattern;
+use crate::render::Tools;
+
+/// Where Image Updater keeps its `registries.conf`: read if it is there.
+const REGISTRIES_CONF: &str = "/app/config/registries.conf";
+
+/// Settings as they are written. Every field is optional, so that sources can be laid over one another.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+#[command(next_help_heading = "Operator settings (also as PINION_… variables, or in a file)")]
+pub struct Raw {
+    /// A YAML file with these settings
+    #[arg(long, env = "PINION_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// Image Updater's registries.conf [default: /app/config/registries.conf if it exists]
+    #[arg(long, env = "PINION_REGISTRIES_CONF", value_name = "FILE")]
+    pub registries_conf: Option<PathBuf>,
+
+    /// Directory that keeps the last known good pins [default: ~/.local/state/pinion]
+    #[arg(long, env = "PINION_STORE", value_name = "DIR")]
+    pub store: Option<PathBuf>,
+
+    /// Hosts of registries that may be asked, such as `ghcr.io` or `*.example.com` [default: any public name]
+    #[arg(long, env = "PINION_ALLOW_REGISTRIES", value_name = "HOST", value_delimiter = ',')]
+    pub allow_registries: Option<Vec<String>>,
+
+    /// Let applications name `env:` and `ext:` credentials, as Image Updater does
+    #[arg(long, env = "PINION_ALLOW_APPLICATION_CREDENTIALS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub allow_application_credentials: Option<bool>,
+
+    /// How long a list of tags, and a tag followed by digest, is fresh [default: 60s]
+    #[arg(long, env = "PINION_TAGS_TTL", value_name = "DURATION")]
+    pub tags_ttl: Option<String>,
+
+    /// How long the digest of a tag is fresh that is one of many candidates for newest-build [default: 1h]
+    #[arg(long, env = "PINION_DIGESTS_TTL", value_name = "DURATION")]
+    pub digests_ttl: Option<String>,
+
+    /// Longest time for all registry lookups of a render; then the last known good pin answers [default: 30s]
+    #[arg(long, env = "PINION_LOOKUP_TIMEOUT", value_name = "DURATION")]
+    pub lookup_timeout: Option<String>,
+
+    /// Platforms that newest-build looks at, where a policy names none [default: linux on this processor]
+    #[arg(long, env = "PINION_PLATFORMS", value_name = "OS/ARCH", value_delimiter = ',')]
+    pub platforms: Option<Vec<String>>,
+
+    /// Further places of images in manifests, such as `Prometheus:spec.image`
+    #[arg(long, env = "PINION_IMAGE_PATHS", value_name = "KIND:PATH", value_delimiter = ',')]
+    pub image_paths: Option<Vec<String>>,
+
+    /// The Helm program [default: helm]
+    #[arg(long, env = "PINION_HELM", value_name = "PROGRAM")]
+    pub helm: Option<PathBuf>,
+
+    /// The Kustomize program [default: kustomize]
+    #[arg(long, env = "PINION_KUSTOMIZE", value_name = "PROGRAM")]
+    pub kustomize: Option<PathBuf>,
+
+    /// Options for `kustomize build`, split as a shell does [default: none]
+    #[arg(long, env = "PINION_KUSTOMIZE_BUILD_OPTIONS", value_name = "OPTIONS", allow_hyphen_values = true)]
+    pub kustomize_build_options: Option<String>,
+
+    /// Schemes of value files that Helm may fetch, such as `https` [default: none]
+    #[arg(long, env = "PINION_VALUE_FILE_SCHEMES", value_name = "SCHEME", value_delimiter = ',')]
+    pub value_file_schemes: Option<Vec<String>>,
+
+    /// Longest time of one Helm or Kustomize process [default: 90s]
+    #[arg(long, env = "PINION_RENDER_TIMEOUT", value_name = "DURATION")]
+    pub render_timeout: Option<String>,
+
+    /// Longest output of one Helm or Kustomize process, in bytes [default: 100 MiB]
+    #[arg(long, env = "PINION_MAX_OUTPUT", value_name = "BYTES")]
+    pub max_output: Option<usize>,
+
+    /// Largest sum of the manifests of a plain directory, in bytes [default: 10 MiB]
+    #[arg(long, env = "PINION_MAX_DIRECTORY_BYTES", value_name = "BYTES")]
+    pub max_directory_bytes: Option<u64>,
+}
+
+/// Settings, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub registries: RegistriesConfig,
+    pub store: PathBuf,
+    pub allow_registries: Option<Vec<HostPattern>>,
+    pub allow_application_credentials: bool,
+    pub tags_ttl: Duration,
+    pub digests_ttl: Duration,
+    pub lookup_timeout: Duration,
+    pub platforms: Vec<Platform>,
+    pub image_paths: Vec<ImagePath>,
+    pub tools: Tools,
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("configuration `{path}` cannot be read")]
+    Read {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("configuration `{path}`: {reason}")]
+    File { path: String, reason: String },
+    #[error("`{name}`: {reason}")]
+    Setting { name: &'static str, reason: String },
+    #[error("{0}")]
+    Registries(String),
+}
+
+impl Raw {
+    /// Reads the file, lays the settings over it, and checks everything.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`], naming the setting.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let file = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
+        let raw = self.over(file);
+        let registries = match &raw.registries_conf {
+            Some(path) => RegistriesConfig::load(path),
+            None if Path::new(REGISTRIES_CONF).exists() => RegistriesConfig::load(Path::new(REGISTRIES_CONF)),
+            None => Ok(RegistriesConfig::default()),
+        };
+        let registries = registries.map_err(|error| ConfigError::Registries(crate::failure::chain(&error)))?;
+        let options = raw.kustomize_build_options.unwrap_or_default();
+        let kustomize_build_options = shell_words::split(&options)
+            .map_err(|error| ConfigError::Setting { name: "kustomize-build-options", reason: error.to_string() })?;
+        Ok(Config {
+            registries,
+            store: raw.store.unwrap_or_else(default_store),
+            allow_registries: raw.allow_registries.map(|hosts| parse("allow-registries", &hosts)).transpose()?,
+            allow_application_credentials: raw.allow_application_credentials.unwrap_or_default(),
+            tags_ttl: duration("tags-ttl", raw.tags_ttl.as_deref(), 60)?,
+            digests_ttl: duration("digests-ttl", raw.digests_ttl.as_deref(), 3600)?,
+            lookup_timeout: duration("lookup-timeout", raw.lookup_timeout.as_deref(), 30)?,
+            platforms: match raw.platforms {
+                Some(texts) => parse("platforms", &texts)?,
+                None => vec![Platform::native()],
+            },
+            image_paths: parse("image-paths", &raw.image_paths.unwrap_or_default())?,
+            tools: Tools {
+                helm: raw.helm.unwrap_or_else(|| "helm".into()),
+                kustomize: raw.kustomize.unwrap_or_else(|| "kustomize".into()),
+                timeout: duration("render-timeout", raw.render_timeout.as_deref(), 90)?,
+                max_output: raw.max_output.unwrap_or(100 * 1024 * 1024),
+                kustomize_build_options,
+                value_file_schemes: raw.value_file_schemes.unwrap_or_default(),
+                max_directory_bytes: raw.max_directory_bytes.unwrap_or(10 * 1024 * 1024),
+            },
+        })
+    }
+
+    fn over(self, file: Self) -> Self {
+        Self {
+            config: self.config,
+            registries_conf: self.registries_conf.or(file.registries_conf),
+            store: self.store.or(file.store),
+            allow_registries: self.allow_registries.or(file.allow_registries),
+            allow_application_credentials: self.allow_application_credentials.or(file.allow_application_credentials),
+            tags_ttl: self.tags_ttl.or(file.tags_ttl),
+            digests_ttl: self.digests_ttl.or(file.digests_ttl),
+            lookup_timeout: self.lookup_timeout.or(file.lookup_timeout),
+            platforms: self.platforms.or(file.platforms),
+            image_paths: self.image_paths.or(file.image_paths),
+            helm: self.helm.or(file.helm),
+            kustomize: self.kustomize.or(file.kustomize),
+            kustomize_build_options: self.kustomize_build_options.or(file.kustomize_build_options),
+            value_file_schemes: self.value_file_schemes.or(file.value_file_schemes),
+            render_timeout: self.render_timeout.or(file.render_timeout),
+            max_output: self.max_output.or(file.max_output),
+            max_directory_bytes: self.max_directory_bytes.or(file.max_directory_bytes),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Raw, ConfigError> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
+    if text.trim().is_empty() {
+        return Ok(Raw::default());
+    }
+    serde_yaml::from_str(&text).map_err(|error| ConfigError::File { path: shown, reason: error.to_string() })
+}
+
+fn duration(name: &'static str, text: Option<&str>, default: u64) -> Result<Duration, ConfigError> {
+    let Some(text) = text else { return Ok(Duration::from_secs(default)) };
+    humantime::parse_duration(text)
+        .map_err(|error| ConfigError::Setting { name, reason: format!("`{text}` is no duration: {error}") })
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(name: &'static str, texts: &[String]) -> Result<Vec<T>, ConfigError> {
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(|error: T::Err| ConfigError::Setting { name, reason: error.to_string() }))
+        .collect()
+}
+
+/// State outlives caches: a pin that is lost in an outage is lost for good.
+fn default_store() -> PathBuf {
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(|home| PathBuf::from(home).join(".local/state"));
+    match std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute()).or(home) {
+        Some(state) => state.join("pinion"),
+        None => std::env::temp_dir().join(format!("pinion-{}", rustix::process::getuid().as_raw())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str, raw: Raw) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("written");
+        let raw = Raw { config: Some(file.path().to_owned()), ..raw };
+        raw.check().map_err(|error| error.to_string().replace(&file.path().display().to_string(), "FILE"))
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let text =
+            "tags-ttl: 2m\nlookup-timeout: 5s\nkustomize-build-options: --enable-helm '--x=a b'\nplatforms: [linux/arm64]\n";
+        let config = with_file(text, Raw { tags_ttl: Some("10s".into()), ..Raw::default() }).expect("settings");
+        assert_eq!((config.tags_ttl, config.lookup_timeout), (Duration::from_secs(10), Duration::from_secs(5)));
+        assert_eq!(config.digests_ttl, Duration::from_secs(3600));
+        assert_eq!(config.tools.kustomize_build_options, ["--enable-helm", "--x=a b"]);
+        assert_eq!(config.platforms[0].to_string(), "linux/arm64");
+    }
+
+    #[test]
+    fn mistakes_name_the_setting() {
+        assert_eq!(
+            with_file("tags-ttl: soon\n", Raw::default()).expect_err("no duration"),
+            "`tags-ttl`: `soon` is no duration: expected number at 0"
+        );
+        assert!(
+            with_file("tag-ttl: 1s\n", Raw::default())
+                .expect_err("unknown")
+                .starts_with("configuration `FILE`: unknown field `tag-ttl`")
+        );
+        let missing = Raw { config: Some("/nothing/here".into()), ..Raw::default() };
+        assert_eq!(missing.check().expect_err("no file").to_string(), "configuration `/nothing/here` cannot be read");
+        assert!(with_file("image-paths: [x]\n", Raw::default()).is_err());
+    }
+}

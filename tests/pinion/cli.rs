@@ -1,0 +1,203 @@
+//! The command line as a user meets it: what is printed where, exit statuses, and errors that say what to do.
+
+use std::fs;
+
+use crate::support::driver::Driver;
+use crate::support::registry::FakeRegistry;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");
+
+fn offline() -> Driver {
+    Driver::with_entries(PROGRAM, "registries: []\n")
+}
+
+fn select(input: &str, words: &[&str]) -> (i32, String, String) {
+    let ran = offline().input(input).run(std::iter::once("select").chain(words.iter().copied()));
+    (ran.status, ran.stdout, ran.stderr)
+}
+
+#[test]
+fn select_prints_the_winner_alone() {
+    let tags = "1.0.0\n1.1.0\n1.2.0-rc.1\nlatest\n\n";
+    assert_eq!(select(tags, &["~1"]), (0, "1.1.0\n".into(), String::new()));
+    assert_eq!(select(tags, &["--", "~1-0"]), (0, "1.2.0-rc.1\n".into(), String::new()));
+    assert_eq!(select(tags, &["alphabetical"]).1, "latest\n");
+    assert_eq!(select(tags, &["--allow-tags", "^1", "alphabetical", "desc"]).1, "1.0.0\n");
+    assert_eq!(select("a-2\na-10\n", &["numerical", "--allow-tags", "^a-(?P<n>[0-9]+)$", "--extract", "$n"]).1, "a-10\n");
+}
+
+#[test]
+fn select_reads_objects() {
+    let builds = r#"{"tag":"b","created":"2026-01-01T00:00:00Z","platform":"linux/amd64"}
+{"tag":"a","created":"2026-02-01T00:00:00Z","platform":"linux/arm64"}
+{"tag":"a","created":"2026-01-02T00:00:00Z","platform":"linux/amd64","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
+"#;
+    assert_eq!(select(builds, &["newest-build"]).1, "a\n");
+    assert_eq!(
+        select(builds, &["newest-build", "--with-digest"]).1,
+        "a@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n"
+    );
+    let (status, stdout, stderr) = select("a\nb\n", &["newest-build"]);
+    assert_eq!((status, stdout.as_str()), (1, ""));
+    assert!(
+        stderr.starts_with("error: standard input: nothing is known about 2 tags") && stderr.contains("\"created\""),
+        "{stderr}"
+    );
+    let (status, _, stderr) = select("a\n{\"tag\": 1}\n", &["newest-build"]);
+    assert_eq!(status, 1);
+    assert!(stderr.starts_with("error: standard input:2: "), "{stderr}");
+}
+
+#[test]
+fn select_says_when_nothing_is_permitted_and_when_the_policy_is_wrong() {
+    let (status, stdout, stderr) = select("1.0.0\n2.0.0-rc.1\n", &["~2"]);
+    assert_eq!((status, stdout.as_str()), (3, ""));
+    assert!(stderr.starts_with("error: no permitted tag: 2 tags, ") && stderr.contains("hint: "), "{stderr}");
+    for words in [&["newest"][..], &["~~1"], &["--allow-tags", "("], &["digest"], &["ghcr.io/a/b:~1"], &["--nope"]] {
+        let (status, stdout, stderr) = select("1.0.0\n", words);
+        assert_eq!((status, stdout.as_str()), (2, ""), "{words:?} {stderr}");
+        assert!(stderr.starts_with("error: "), "{words:?} {stderr}");
+    }
+}
+
+#[test]
+fn select_explains_and_reports() {
+    let (_, stdout, stderr) = select("1.0.0\n1.1.0\nlatest\n", &["~1.0", "--explain", "-o", "json"]);
+    assert!(stderr.contains("3 tags") && stderr.contains("1 permitted"), "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_eq!((report["tag"].as_str(), report["considered"]["tags"].as_u64()), (Some("1.0.0"), Some(3)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resolve_takes_the_words_of_a_placeholder() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0.0", "1.1.0", "2.0.0-rc.1"]);
+    registry.tags("library/nginx", ["1.27.0", "1.28.0"]);
+    let driver = Driver::new(PROGRAM, &registry);
+    assert_eq!(driver.run(["resolve", "ghcr.io/acme/web:~1"]).ok(), "1.1.0\n");
+    assert_eq!(driver.run(["resolve", "ghcr.io/acme/web", "~2-0"]).ok(), "2.0.0-rc.1\n");
+    assert_eq!(driver.run(["resolve", "nginx:~1.27"]).ok(), "1.27.0\n", "Docker Hub, without a slash");
+    assert_eq!(driver.run(["resolve", "--image", "nginx", "~1.27"]).ok(), "1.27.0\n");
+    let digest = driver.run(["resolve", "ghcr.io/acme/web", "digest", "1.0.0"]).ok();
+    assert!(digest.starts_with("1.0.0@sha256:"), "{digest}");
+    let explained = driver.run(["resolve", "ghcr.io/acme/web:~1", "--explain"]);
+    assert!(explained.stderr.contains("3 tags") && explained.stderr.contains("tags read "), "{}", explained.stderr);
+    let yaml = driver.run(["resolve", "ghcr.io/acme/web:~1", "-o", "yaml"]).ok();
+    assert!(yaml.contains("tag: 1.1.0") && yaml.contains("freshness: fresh"), "{yaml}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fresh_answer_is_served_without_asking() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0.0"]);
+    let driver = Driver::new(PROGRAM, &registry);
+    driver.run(["resolve", "ghcr.io/acme/web:~1"]).ok();
+    registry.forget_requests();
+    assert_eq!(driver.run(["resolve", "ghcr.io/acme/web:~1"]).ok(), "1.0.0\n");
+    assert_eq!(driver.run(["resolve", "ghcr.io/acme/web:~1.0"]).ok(), "1.0.0\n", "the listing is fresh as well");
+    assert_eq!(registry.requests().len(), 0);
+}
+
+#[test]
+fn exit_status_2_is_the_callers_mistake() {
+    for words in
+        [&["resolve"][..], &["resolve", "@web"], &["resolve", "ghcr.io/a/b", "newest"], &["nope"], &["generate", "--nope"]]
+    {
+        assert_eq!(offline().run(words).status, 2, "{words:?}");
+    }
+    let ran = offline().run(["resolve", "ghcr.io/a/b", "newest"]);
+    assert!(ran.stderr.contains("unknown strategy") && ran.stderr.contains("newest-build"), "{}", ran.stderr);
+}
+
+#[test]
+fn help_teaches() {
+    for (command, wanted) in [
+        ("generate", "--application"),
+        ("resolve", "pinion resolve ghcr.io/acme/web:~1.2"),
+        ("select", "pinion select '~1.2'"),
+        ("check", "needs no network"),
+    ] {
+        let help = offline().run([command, "--help"]).ok();
+        assert!(help.contains(wanted), "{command}: {help}");
+    }
+}
+
+#[test]
+fn check_lists_every_mistake_with_its_place() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |path: &str, text: &str| {
+        let path = dir.path().join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).and_then(|()| fs::write(path, text)).expect("written");
+    };
+    write("values.yaml", "image:\n  tag: $(pin newest ~1)\nother: $(pin ~1 )\n");
+    write("deep/app.yaml", "a: $(pin ~~1)\nb: x $(pin ~1\n");
+    write("deep/templates/d.yaml", "{{ if .Values.x }}\nimage: a/b:$(pin >)\n{{ end }}\n");
+    write(".pinion.yaml", "apiVersion: pinion.dev/v1\nkind: Rules\nimages:\n- {alias: web, imageName: 'ghcr.io/a/b:~~2'}\n");
+    let driver = offline().within(dir.path());
+    let error = driver.run(["check"]).err();
+    for place in
+        ["values.yaml:2:8: ", "deep/app.yaml:1:4: ", "deep/app.yaml:2:6: ", "deep/templates/d.yaml:2:12: ", ".pinion.yaml:4:11: "]
+    {
+        assert!(error.contains(place), "{place} in {error}");
+    }
+    assert!(!error.contains("values.yaml:3"), "{error}");
+    let below = offline().run(["check", &dir.path().display().to_string()]).err();
+    assert!(below.contains(&format!("{}/values.yaml:2:8: ", dir.path().display())), "{below}");
+}
+
+#[test]
+fn check_finds_placeholders_without_an_image() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |path: &str, text: &str| fs::write(dir.path().join(path), text).expect("written");
+    write("Chart.yaml", "apiVersion: v2\nname: x\nversion: 0.1.0\n");
+    write("values.yaml", "web: {repository: a/b}\n");
+    write("dev.yaml", "web:\n  tag: $(pin ~1)\napi:\n  tag: $(pin ~1)\n");
+    let manifest = |parameters: &str| {
+        format!(
+            "apiVersion: argoproj.io/v1alpha1\nkind: Application\nmetadata: {{name: x}}\nspec: {{source: {{plugin: {{name: pinion@v1, parameters: {parameters}}}}}}}\n"
+        )
+    };
+    write("app.yaml", &manifest("[{name: helm-value-files, array: [dev.yaml]}]"));
+    let driver = offline().within(dir.path());
+    driver.run(["check"]).ok();
+    let error = driver.run(["check", "--application", "app.yaml"]).err();
+    assert!(error.starts_with("error: dev.yaml:4:8: `$(pin ~1)`: no image found: "), "{error}");
+    assert!(!error.contains("dev.yaml:2"), "{error}");
+}
+
+#[test]
+fn the_operators_mistakes_are_named() {
+    let driver = offline().env("PINION_TAGS_TTL", "soon");
+    assert!(driver.run(["check"]).err().starts_with("error: `tags-ttl`: `soon` is no duration"));
+    let driver = Driver::with_entries(PROGRAM, "registries:\n- name: x\n  api_url: https://x.example\n  nope: 1\n");
+    let error = driver.run(["check"]).err();
+    assert!(error.contains("registries.conf") && error.contains("nope"), "{error}");
+    let driver = offline().env("PINION_REGISTRIES_CONF", "/nothing/here");
+    assert!(driver.run(["check"]).err().contains("/nothing/here"));
+    let driver = offline().env("PINION_LOG_LEVEL", "a=b=c");
+    assert_eq!(driver.run(["check"]).status, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pins_can_be_written_and_rendered_from_alone() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0.0", "1.1.0"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |path: &str, text: &str| fs::write(dir.path().join(path), text).expect("written");
+    write(
+        "pod.yaml",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: x, image: 'ghcr.io/acme/web:$(pin ~1)'}]}\n",
+    );
+    let driver = Driver::new(PROGRAM, &registry).within(dir.path()).env("ARGOCD_APP_NAME", "web");
+    let lock = dir.path().join(".pinion-lock-web.yaml");
+    let rendered = driver.run(["generate", "--write-pins", &lock.display().to_string()]).ok();
+    assert!(rendered.contains("ghcr.io/acme/web:1.1.0"), "{rendered}");
+    registry.tags("acme/web", ["1.2.0"]);
+    registry.stop();
+    let locked = driver.env("ARGOCD_APP_PARAMETERS", r#"[{"name":"mode","string":"locked"}]"#).env("PINION_STORE", "/nothing");
+    assert_eq!(locked.run(["generate"]).ok(), rendered);
+    fs::remove_file(lock).expect("removed");
+    let error = locked.run(["generate"]).err();
+    assert!(error.contains("pod.yaml") || error.contains("rendered manifests:4:"), "{error}");
+    assert!(error.contains("the application is locked, and its record has no pin for `ghcr.io/acme/web semver ~1`"), "{error}");
+}
