@@ -1,0 +1,27 @@
+# The sidecar of Argo CD's repo-server: Pinion, and the Helm and Kustomize that Argo CD 3.5 bundles.
+
+FROM golang:1.26-bookworm AS tools
+ENV CGO_ENABLED=0 GOBIN=/out
+RUN go install -ldflags "-s -w -X helm.sh/helm/v4/internal/version.version=v4.2.1" helm.sh/helm/v4/cmd/helm@v4.2.1
+RUN go install -ldflags "-s -w" sigs.k8s.io/kustomize/kustomize/v5@v5.8.1
+
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked --bin pinion
+
+FROM debian:bookworm-slim
+# Git is for Kustomize's remote bases.
+RUN apt-get update \
+    && apt-get install --no-install-recommends --yes ca-certificates git \
+    && rm -rf /var/lib/apt/lists/* \
+    # The repo-server's own user, so that each can use the other's socket.
+    && useradd --uid 999 --user-group --create-home --home-dir /home/argocd argocd
+COPY --from=tools /out/helm /out/kustomize /usr/local/bin/
+COPY --from=build /src/target/release/pinion /usr/local/bin/
+COPY plugin.yaml /home/argocd/cmp-server/config/plugin.yaml
+USER 999
+WORKDIR /home/argocd
+# As a sidecar the command is Argo CD's own /var/run/argocd/argocd-cmp-server, which a volume of the repo-server's pod brings. It
+# reads plugin.yaml and runs `pinion generate`.
+ENTRYPOINT ["pinion"]
