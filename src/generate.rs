@@ -414,25 +414,28 @@ impl<S: TagSource> Render<'_, S> {
         }
         let ranges = manifest::documents(&rendered);
         let mut scans = Vec::new();
+        let mut names = Vec::new();
         let mut failures = Vec::new();
         for range in &ranges {
             let above = yaml::position(&rendered, range.start).0 - 1;
+            let name = origin(&rendered[range.clone()]);
             match Scan::of(&rendered[range.clone()]) {
                 Ok(mut scan) => {
                     if let Some(scan) = &mut scan {
-                        failures.extend(scan.errors.iter().map(|error| placeholder_failure(RENDERED, above, error)));
+                        failures.extend(scan.errors.iter().map(|error| placeholder_failure(&name, above, error)));
                         scan.placeholders.iter_mut().for_each(|placeholder| placeholder.line += above);
                     }
                     scans.push(scan);
                 }
-                Err(error) => failures.push(placeholder_failure(RENDERED, above, &error)),
+                Err(error) => failures.push(placeholder_failure(&name, above, &error)),
             }
+            names.push(name);
         }
         if !failures.is_empty() {
             return Err(Failures(failures));
         }
         let texts: Vec<Text<'_>> =
-            ranges.iter().map(|range| Text { name: RENDERED, text: &rendered[range.clone()], is_raw: false }).collect();
+            ranges.iter().zip(&names).map(|(range, name)| Text { name, text: &rendered[range.clone()], is_raw: false }).collect();
         let asks = self.asks(&texts, &scans, |_, placeholder, scan| {
             Some(match placeholder_image::before(&placeholder.before) {
                 Ok(Some(image)) => Ok((image, false)),
@@ -505,6 +508,12 @@ impl<S: TagSource> Render<'_, S> {
 }
 
 const RENDERED: &str = "rendered manifests";
+
+/// Where a rendered document comes from, if Helm says so; the line is that of the rendered text.
+fn origin(document: &str) -> String {
+    let source = document.lines().take(3).find_map(|line| line.strip_prefix("# Source: "));
+    source.map_or_else(|| RENDERED.to_owned(), |path| format!("{RENDERED}, from {}", printable(path)))
+}
 
 fn quoted(source: &str) -> String {
     if source.is_empty() { String::new() } else { format!("`{}`: ", printable(source)) }

@@ -156,7 +156,7 @@ impl Plan {
         Ok(match choice {
             Choice::Kustomize => Self::Kustomize(Box::new(kustomize::Plan::prepare(checkout, application)?)),
             Choice::Helm => Self::Helm(Box::new(helm::Plan::prepare(checkout, application, tools).await?)),
-            Choice::Directory | Choice::Auto => Self::Directory(directory::Plan::prepare(checkout, application)?),
+            Choice::Directory | Choice::Auto => Self::Directory(directory::Plan::prepare(checkout, application, tools)?),
         })
     }
 
@@ -174,7 +174,7 @@ impl Plan {
         match self {
             Self::Helm(plan) => plan.data(),
             Self::Kustomize(plan) => plan.data(),
-            Self::Directory(_) => &[],
+            Self::Directory(plan) => plan.data(),
         }
     }
 
@@ -187,7 +187,7 @@ impl Plan {
         match self {
             Self::Helm(plan) => plan.images(scans),
             Self::Kustomize(plan) => Ok(plan.images(scans)),
-            Self::Directory(_) => Ok(BTreeMap::new()),
+            Self::Directory(_) => Ok(directory::Plan::images(scans)),
         }
     }
 
@@ -212,7 +212,7 @@ impl Plan {
             Self::Directory(_) if !targets.kustomize.is_empty() => wrong("Kustomize"),
             Self::Helm(plan) => plan.run(changed, targets, tools).await,
             Self::Kustomize(plan) => plan.run(changed, targets, tools).await,
-            Self::Directory(plan) => plan.run(tools),
+            Self::Directory(plan) => Ok(plan.run(changed)),
         }
     }
 }

@@ -3,33 +3,39 @@
 //! Files are taken in lexical order of their paths. One that cannot be read as Kubernetes objects is skipped, unless it holds
 //! `apiVersion:`, `kind:` and `metadata:`: then it was meant. Texts are passed on as they are, each with its own `---`.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::{RenderError, Tools};
+use super::{Data, RenderError, Source, Tools};
 use crate::application::Application;
+use crate::image::Repository;
 use crate::manifest;
-use crate::workspace::{ANY_DEPTH, Checkout, MAX_FILE, WorkspaceError, shown};
+use crate::placeholder::Scan;
+use crate::placeholder::image::{ImageNotFound, Siblings, beside};
+use crate::values::Site;
+use crate::workspace::{ANY_DEPTH, Checkout, WorkspaceError, shown};
 use crate::yaml::Tree;
 
 /// A file with this text is skipped, as Argo CD documents.
 const SKIP: &str = "+argocd:skip-file-rendering";
 
-/// A directory, ready to be read.
+/// A directory's manifests, ready to be put together.
 #[derive(Debug)]
 pub struct Plan {
-    checkout: Checkout,
-    files: Vec<PathBuf>,
+    data: Vec<Data>,
 }
 
 impl Plan {
-    /// Finds the files.
+    /// Finds and reads the files.
     ///
     /// # Errors
     ///
-    /// [`RenderError`], for bad patterns and links that lead out of the checkout.
-    pub fn prepare(checkout: &Checkout, application: &Application) -> Result<Self, RenderError> {
+    /// [`RenderError`], for bad patterns, links that lead out of the checkout, a manifest that is not one, or when all together are too
+    /// long.
+    pub fn prepare(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
         let options = &application.parameters.directory;
         let include = options.include.as_deref().map(|text| matcher("directory-include", text)).transpose()?;
         let exclude = options.exclude.as_deref().map(|text| matcher("directory-exclude", text)).transpose()?;
@@ -47,48 +53,68 @@ impl Plan {
             }
         })?;
         files.sort();
-        Ok(Self { checkout: checkout.clone(), files })
+        let mut room = tools.max_directory_bytes;
+        let mut data = Vec::new();
+        for path in files {
+            let bytes = read(checkout, &path, room)?;
+            room -= bytes.len() as u64;
+            let Some(text) = decode(&bytes).filter(|text| !text.contains(SKIP)) else { continue };
+            match check(&text) {
+                Ok(()) => data.push(Data { name: shown(&path), text, source: Source::Named }),
+                Err(reason) if ["apiVersion:", "kind:", "metadata:"].iter().all(|key| text.contains(key)) => {
+                    return Err(RenderError::invalid(format!("`{}` is not a manifest: {reason}", shown(&path))));
+                }
+                Err(reason) => tracing::debug!(file = %shown(&path), %reason, "not a manifest, skipped"),
+            }
+        }
+        Ok(Self { data })
     }
 
-    /// Reads the manifests.
-    ///
-    /// # Errors
-    ///
-    /// [`RenderError`], for a manifest that is not one, or when all together are too long.
-    pub fn run(&self, tools: &Tools) -> Result<String, RenderError> {
+    pub fn data(&self) -> &[Data] {
+        &self.data
+    }
+
+    /// See [`super::Plan::images`].
+    pub fn images(scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
+        let mut found = BTreeMap::new();
+        for (data, scan) in scans.iter().enumerate() {
+            let Some(scan) = scan else { continue };
+            let parents = scan.tree.parents();
+            for (index, placeholder) in scan.placeholders.iter().enumerate() {
+                found.insert((data, index), beside(&scan.tree, &parents, placeholder.scalar, Siblings::Values));
+            }
+        }
+        found
+    }
+
+    /// Puts the manifests together.
+    pub fn run(&self, changed: &BTreeMap<usize, String>) -> String {
         let mut manifests = String::new();
-        let mut size = 0;
-        for path in &self.files {
-            let inside = self.checkout.find(std::path::Path::new(""), &path.to_string_lossy())?;
-            let full = self.checkout.root().join(inside);
-            let io = |source: std::io::Error| WorkspaceError::Io { path: shown(path), source: source.into() };
-            size += std::fs::metadata(&full).map_err(io)?.len().min(MAX_FILE + 1);
-            if size > tools.max_directory_bytes {
-                let hint = Some("leave files out with `directory-exclude`, or raise `--max-directory-bytes`".into());
-                let what = format!("the directory's manifests are longer than {} bytes", tools.max_directory_bytes);
-                return Err(RenderError::Invalid { what, hint });
-            }
-            let Some(text) = decode(&std::fs::read(&full).map_err(io)?) else { continue };
-            if text.contains(SKIP) {
-                continue;
-            }
-            if let Err(reason) = check(&text) {
-                if ["apiVersion:", "kind:", "metadata:"].iter().all(|key| text.contains(key)) {
-                    return Err(RenderError::invalid(format!("`{}` is not a manifest: {reason}", shown(path))));
-                }
-                tracing::debug!(file = %shown(path), %reason, "not a manifest, skipped");
-                continue;
-            }
+        for (place, data) in self.data.iter().enumerate() {
+            let text = changed.get(&place).unwrap_or(&data.text);
             if !manifests.is_empty() && !text.starts_with("---") {
                 manifests.push_str("---\n");
             }
-            manifests.push_str(&text);
+            manifests.push_str(text);
             if !manifests.ends_with('\n') {
                 manifests.push('\n');
             }
         }
-        Ok(manifests)
+        manifests
     }
+}
+
+fn read(checkout: &Checkout, path: &Path, room: u64) -> Result<Vec<u8>, RenderError> {
+    let inside = checkout.find(Path::new(""), &path.to_string_lossy())?;
+    let io = |source: std::io::Error| WorkspaceError::Io { path: shown(path), source: source.into() };
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(checkout.root().join(inside)).map_err(io)?;
+    file.take(room.saturating_add(1)).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > room {
+        let hint = Some("leave files out with `directory-exclude`, or raise `--max-directory-bytes`".into());
+        return Err(RenderError::Invalid { what: "the directory's manifests are too long".into(), hint });
+    }
+    Ok(bytes)
 }
 
 /// Is every document an object with a kind, as Kubernetes' decoder wants it?
@@ -153,7 +179,7 @@ mod tests {
             max_directory_bytes: 10_000,
         };
         change(&mut application, &mut tools);
-        Plan::prepare(&checkout, &application).and_then(|plan| plan.run(&tools)).map_err(|error| error.to_string())
+        Plan::prepare(&checkout, &application, &tools).map(|plan| plan.run(&BTreeMap::new())).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -197,6 +223,6 @@ mod tests {
     #[test]
     fn the_size_is_bounded() {
         let error = render(&[("a.yaml", POD.as_bytes())], |_, tools| tools.max_directory_bytes = 10).expect_err("too long");
-        assert_eq!(error, "the directory's manifests are longer than 10 bytes");
+        assert_eq!(error, "the directory's manifests are too long");
     }
 }
