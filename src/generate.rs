@@ -18,10 +18,10 @@ use std::path::Path;
 use crate::application::Application;
 use crate::failure::{Failure, Failures, chain};
 use crate::image::{Repository, printable};
-use crate::manifest::{self, ImagePath};
+use crate::manifest::{self, Document, ImagePath};
 use crate::parameters::Mode;
 use crate::pin::{Freshness, Given, Pin};
-use crate::placeholder::image::{self as placeholder_image, ImageNotFound, Siblings};
+use crate::placeholder::image::{self as placeholder_image, ImageNotFound};
 use crate::placeholder::words::Target as Meaning;
 use crate::placeholder::{Placeholder, PlaceholderError, Scan, unescape};
 use crate::policy::Policy;
@@ -31,7 +31,6 @@ use crate::resolve::{Question, Resolver};
 use crate::rules::{self, Reader, Rule, Rules, Target};
 use crate::values::Site;
 use crate::workspace::{Checkout, WorkspaceError};
-use crate::yaml;
 
 /// Placeholders that one render may hold.
 const MAX_PLACEHOLDERS: usize = 10_000;
@@ -77,7 +76,7 @@ pub async fn generate<S: TagSource>(
     let texts: Vec<Text<'_>> = plan.texts().collect();
     let scans = scan_all(&texts)?;
     let inferred = plan.images(&scans).map_err(|error| render_failure(&error))?;
-    let mut asks = render.asks(&texts, &scans, |site, placeholder, _| infer(&inferred, site, placeholder))?;
+    let mut asks = asks(&rules, &texts, &scans, &inferred)?;
     asks.extend(render.rule_asks());
     let answers = render.answer(asks).await?;
     let changed = substitute(&scans, &answers);
@@ -112,7 +111,7 @@ pub async fn check(checkout: &Checkout, application: &Application, tools: &Tools
     let texts: Vec<Text<'_>> = plan.texts().collect();
     let scans = scan_all(&texts)?;
     let inferred = plan.images(&scans).map_err(|error| render_failure(&error))?;
-    asks(&rules, &texts, &scans, |site, placeholder, _| infer(&inferred, site, placeholder)).map(drop)
+    asks(&rules, &texts, &scans, &inferred).map(drop)
 }
 
 /// The rules of an application, from its files and parameters.
@@ -204,11 +203,11 @@ enum Wants {
     Rule(usize),
 }
 
-/// The image that a placeholder means: named, or `None` where it is overridden.
-type Inferred = Option<Result<(Repository, bool), ImageNotFound>>;
+/// The image that stands beside each placeholder.
+type Images = BTreeMap<Site, Result<Repository, ImageNotFound>>;
 
-/// The image before the placeholder, else the one that stands beside it.
-fn infer(inferred: &BTreeMap<Site, Result<Repository, ImageNotFound>>, site: Site, placeholder: &Placeholder) -> Inferred {
+/// The image before the placeholder, else the one that stands beside it, which is a guess. None where the placeholder is overridden.
+fn infer(inferred: &Images, site: Site, placeholder: &Placeholder) -> Option<Result<(Repository, bool), ImageNotFound>> {
     let beside = inferred.get(&site)?;
     Some(match placeholder_image::before(&placeholder.before) {
         Ok(Some(image)) => Ok((image, false)),
@@ -218,12 +217,7 @@ fn infer(inferred: &BTreeMap<Site, Result<Repository, ImageNotFound>>, site: Sit
 }
 
 /// What the placeholders of some texts ask, with every image that could not be found.
-fn asks(
-    rules: &Rules,
-    texts: &[Text<'_>],
-    scans: &[Option<Scan<'_>>],
-    infer: impl Fn(Site, &Placeholder, &Scan<'_>) -> Inferred,
-) -> Result<Vec<Ask>, Failures> {
+fn asks(rules: &Rules, texts: &[Text<'_>], scans: &[Option<Scan<'_>>], inferred: &Images) -> Result<Vec<Ask>, Failures> {
     let mut asks = Vec::new();
     let mut failures = Vec::new();
     for (data, scan) in scans.iter().enumerate() {
@@ -233,8 +227,8 @@ fn asks(
             let Placeholder { line, column, .. } = placeholder;
             let place =
                 if texts[data].is_raw { texts[data].name.to_owned() } else { format!("{}:{line}:{column}", texts[data].name) };
-            let Some(inferred) = infer(site, placeholder, scan) else { continue };
-            match meaning(rules, placeholder, inferred) {
+            let Some(image) = infer(inferred, site, placeholder) else { continue };
+            match meaning(rules, placeholder, image) {
                 Ok((question, alias, is_guess)) => {
                     let source = placeholder.source.clone();
                     asks.push(Ask { wants: Wants::Placeholder(site), place, source, alias, question, is_guess });
@@ -300,15 +294,6 @@ struct Render<'a, S> {
 type Answers = BTreeMap<Wants, Pin>;
 
 impl<S: TagSource> Render<'_, S> {
-    fn asks(
-        &self,
-        texts: &[Text<'_>],
-        scans: &[Option<Scan<'_>>],
-        infer: impl Fn(Site, &Placeholder, &Scan<'_>) -> Inferred,
-    ) -> Result<Vec<Ask>, Failures> {
-        asks(self.rules, texts, scans, infer)
-    }
-
     /// Rules with a place to go. One that only names an image for `$(pin @alias)` would be rewritten to the same tag.
     fn rule_asks(&self) -> Vec<Ask> {
         let ask = |(index, rule): (usize, &Rule)| Ask {
@@ -412,38 +397,33 @@ impl<S: TagSource> Render<'_, S> {
         if !rendered.contains("(pin") {
             return Ok(rendered);
         }
-        let ranges = manifest::documents(&rendered);
+        let documents = manifest::documents(&rendered);
         let mut scans = Vec::new();
         let mut names = Vec::new();
         let mut failures = Vec::new();
-        for range in &ranges {
-            let above = yaml::position(&rendered, range.start).0 - 1;
+        for Document { range, above } in &documents {
             let name = origin(&rendered[range.clone()]);
             match Scan::of(&rendered[range.clone()]) {
                 Ok(mut scan) => {
                     if let Some(scan) = &mut scan {
-                        failures.extend(scan.errors.iter().map(|error| placeholder_failure(&name, above, error)));
-                        scan.placeholders.iter_mut().for_each(|placeholder| placeholder.line += above);
+                        failures.extend(scan.errors.iter().map(|error| placeholder_failure(&name, *above, error)));
+                        scan.placeholders.iter_mut().for_each(|placeholder| placeholder.line += *above);
                     }
                     scans.push(scan);
                 }
-                Err(error) => failures.push(placeholder_failure(&name, above, &error)),
+                Err(error) => failures.push(placeholder_failure(&name, *above, &error)),
             }
             names.push(name);
         }
         if !failures.is_empty() {
             return Err(Failures(failures));
         }
-        let texts: Vec<Text<'_>> =
-            ranges.iter().zip(&names).map(|(range, name)| Text { name, text: &rendered[range.clone()], is_raw: false }).collect();
-        let asks = self.asks(&texts, &scans, |_, placeholder, scan| {
-            Some(match placeholder_image::before(&placeholder.before) {
-                Ok(Some(image)) => Ok((image, false)),
-                Ok(None) => placeholder_image::beside(&scan.tree, &scan.tree.parents(), placeholder.scalar, Siblings::Values)
-                    .map(|image| (image, true)),
-                Err(error) => Err(error),
-            })
-        })?;
+        let texts: Vec<Text<'_>> = documents
+            .iter()
+            .zip(&names)
+            .map(|(document, name)| Text { name, text: &rendered[document.range.clone()], is_raw: false })
+            .collect();
+        let asks = asks(self.rules, &texts, &scans, &placeholder_image::beside_each(&scans))?;
         let answers = self.answer(asks).await?;
         let mut changed = substitute(&scans, &answers);
         Ok(texts.iter().enumerate().map(|(index, text)| changed.remove(&index).unwrap_or_else(|| text.text.to_owned())).collect())
@@ -538,8 +518,7 @@ fn prove(rendered: &str) -> Result<(), Failures> {
         return Ok(());
     }
     let mut failures = Vec::new();
-    for range in manifest::documents(rendered) {
-        let above = yaml::position(rendered, range.start).0 - 1;
+    for Document { range, above } in manifest::documents(rendered) {
         match Scan::of(&rendered[range]) {
             Ok(None) => {}
             Ok(Some(scan)) => failures.extend(scan.placeholders.iter().map(|placeholder| {
@@ -556,7 +535,7 @@ fn unescape_all(rendered: String) -> String {
     if !rendered.contains("$$(pin") {
         return rendered;
     }
-    manifest::documents(&rendered).into_iter().map(|range| unescape(rendered[range].to_owned())).collect()
+    manifest::documents(&rendered).into_iter().map(|document| unescape(rendered[document.range].to_owned())).collect()
 }
 
 /// Does a text hold nothing but comments, separators and white space?

@@ -58,22 +58,30 @@ pub struct Image {
     style: ScalarStyle,
 }
 
-/// The documents of a text, each with its leading `---` line.
-pub fn documents(text: &str) -> Vec<Range<usize>> {
+/// A document's bytes in its text, with its leading `---` line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    pub range: Range<usize>,
+    /// How many lines stand above it.
+    pub above: usize,
+}
+
+/// The documents of a text.
+pub fn documents(text: &str) -> Vec<Document> {
     let mut documents = Vec::new();
-    let mut start = 0;
+    let (mut start, mut above) = (0, 0);
     let mut offset = 0;
-    for line in text.split_inclusive('\n') {
+    for (number, line) in text.split_inclusive('\n').enumerate() {
         let is_separator =
             line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
         if is_separator && offset > start {
-            documents.push(start..offset);
-            start = offset;
+            documents.push(Document { range: start..offset, above });
+            (start, above) = (offset, number);
         }
         offset += line.len();
     }
     if start < text.len() {
-        documents.push(start..text.len());
+        documents.push(Document { range: start..text.len(), above });
     }
     documents
 }
@@ -222,13 +230,13 @@ pub fn rewrite(text: &str, pins: &[(&Repository, String)], further: &[ImagePath]
     let mut edits = Vec::new();
     let mut matched = vec![0; pins.len()];
     let names: Vec<&str> = pins.iter().map(|(repository, _)| repository.path().rsplit('/').next().unwrap_or_default()).collect();
-    for document in documents(text) {
-        let content = &text[document.clone()];
+    for Document { range, above } in documents(text) {
+        let content = &text[range.clone()];
         if !names.iter().any(|name| content.contains(name)) {
             continue;
         }
         let found = images(content, further).map_err(|error| {
-            let line = error.line + yaml::position(text, document.start).0 - 1;
+            let line = error.line + above;
             YamlError { line, ..error }
         })?;
         for image in found {
@@ -243,7 +251,7 @@ pub fn rewrite(text: &str, pins: &[(&Repository, String)], further: &[ImagePath]
                 _ => source.replacen(&image.text, &value, 1),
             };
             if replaced != source {
-                edits.push((document.start + image.span.start..document.start + image.span.end, replaced));
+                edits.push((range.start + image.span.start..range.start + image.span.end, replaced));
             }
         }
     }
@@ -383,7 +391,9 @@ mod tests {
     #[test]
     fn documents_are_split_at_their_markers() {
         let text = "a: 1\n---\nb: |\n  ---\n--- # c\n---x\n";
-        let parts: Vec<&str> = documents(text).into_iter().map(|range| &text[range]).collect();
+        let all = documents(text);
+        let parts: Vec<&str> = all.iter().map(|document| &text[document.range.clone()]).collect();
+        assert_eq!(all.iter().map(|document| document.above).collect::<Vec<_>>(), [0, 1, 4]);
         assert_eq!(parts, ["a: 1\n", "---\nb: |\n  ---\n", "--- # c\n---x\n"]);
         assert_eq!(parts.concat(), text);
     }

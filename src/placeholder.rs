@@ -134,14 +134,18 @@ impl<'t> Scan<'t> {
         let start = node.span.start;
         let (decoded, offsets) = yaml::decode(&self.text[node.span.clone()], *style);
         let mut from = 0;
+        // Lines are counted on from the last placeholder: a long scalar may hold many.
+        let (mut line, mut counted) = (node.line, start);
         while let Some(at) = literal(&decoded[from..]).map(|at| at + from) {
             from = at + OPEN.len();
             if decoded[..at].ends_with('$') {
                 self.escapes.push(start + offsets[at - 1]);
                 continue;
             }
-            let (line, column) = yaml::position(self.text, start + offsets[at]);
-            let read = closing(&decoded[from..]).ok_or(Mistake::Unclosed).and_then(|end| {
+            line += yaml::lines(&self.text[counted..start + offsets[at]]);
+            counted = start + offsets[at];
+            let column = yaml::column(self.text, counted);
+            let read = closing(&decoded[from..]).and_then(|end| {
                 let length = OPEN.len() + end + 1;
                 let words = &decoded[from..from + end];
                 if length > MAX_LENGTH {
@@ -158,13 +162,13 @@ impl<'t> Scan<'t> {
                         line,
                         column,
                         source: decoded[at..from].to_owned(),
-                        before: decoded[..at].to_owned(),
+                        before: tail(&decoded[..at]).to_owned(),
                         spec,
                     });
                 }
                 Err(mistake) => {
                     let end = closing(&decoded[from..]).map_or(decoded.len(), |end| from + end + 1);
-                    let source_text = printable(decoded[at..end].trim_end());
+                    let source_text = printable(head(&decoded[at..end]).trim_end());
                     self.errors.push(PlaceholderError { line, column, source_text, mistake });
                 }
             }
@@ -232,13 +236,28 @@ fn literal(text: &str) -> Option<usize> {
         .find(|at| text[at + OPEN.len()..].starts_with([' ', '\t', '\r', '\n']) || text.len() == at + OPEN.len())
 }
 
+/// The last bytes of a text: enough for any image name.
+fn tail(text: &str) -> &str {
+    let from = (text.len().saturating_sub(MAX_LENGTH)..=text.len()).find(|at| text.is_char_boundary(*at));
+    &text[from.unwrap_or(0)..]
+}
+
+/// The first bytes of a text: enough for any message.
+fn head(text: &str) -> &str {
+    let to = (0..=text.len().min(MAX_LENGTH)).rev().find(|at| text.is_char_boundary(*at));
+    &text[..to.unwrap_or(0)]
+}
+
 /// The offset of the `)` that closes a placeholder: the first outside quotes.
-fn closing(text: &str) -> Option<usize> {
+fn closing(text: &str) -> Result<usize, Mistake> {
     let mut quote = None;
     let mut chars = text.char_indices();
     while let Some((at, c)) = chars.next() {
+        if at > MAX_LENGTH {
+            return Err(Mistake::TooLong);
+        }
         match (quote, c) {
-            (None, ')') => return Some(at),
+            (None, ')') => return Ok(at),
             (None, '\'' | '"') => quote = Some(c),
             (None | Some('"'), '\\') => {
                 chars.next();
@@ -247,7 +266,7 @@ fn closing(text: &str) -> Option<usize> {
             _ => {}
         }
     }
-    None
+    Err(Mistake::Unclosed)
 }
 
 fn not_yaml(text: &str, at: usize, error: &YamlError) -> PlaceholderError {

@@ -18,7 +18,7 @@ use crate::application::Application;
 use crate::image::{Repository, printable};
 use crate::parameters::Choice;
 use crate::placeholder::Scan;
-use crate::placeholder::image::ImageNotFound;
+use crate::placeholder::image::{ImageNotFound, beside_each};
 use crate::process::ProcessError;
 use crate::values::{Site, TooManyValues};
 use crate::workspace::{Checkout, WorkspaceError};
@@ -187,7 +187,7 @@ impl Plan {
         match self {
             Self::Helm(plan) => plan.images(scans),
             Self::Kustomize(plan) => Ok(plan.images(scans)),
-            Self::Directory(_) => Ok(directory::Plan::images(scans)),
+            Self::Directory(_) => Ok(beside_each(scans)),
         }
     }
 

@@ -30,6 +30,8 @@ pub type NodeId = usize;
 pub struct Node<'t> {
     pub kind: Kind<'t>,
     pub span: Range<usize>,
+    /// The line on which it starts, counted from 1.
+    pub line: usize,
 }
 
 #[derive(Debug)]
@@ -93,7 +95,7 @@ impl<'t> Tree<'t> {
                 anchors.insert(anchor, id);
             }
             let is_collection = matches!(kind, Kind::Mapping(_) | Kind::Sequence(_));
-            tree.nodes.push(Node { kind, span: range });
+            tree.nodes.push(Node { kind, span: range, line: span.start.line() });
             match open.last_mut() {
                 None => tree.roots.push(id),
                 Some((parent, key)) => match &mut tree.nodes[*parent].kind {
@@ -115,7 +117,7 @@ impl<'t> Tree<'t> {
     /// A tree of one string, taken as it is.
     pub fn of_string(text: &'t str) -> Self {
         let kind = Kind::Scalar { value: Cow::Borrowed(text), style: ScalarStyle::Literal };
-        Self { nodes: vec![Node { kind, span: 0..text.len() }], roots: vec![0] }
+        Self { nodes: vec![Node { kind, span: 0..text.len(), line: 1 }], roots: vec![0] }
     }
 
     pub fn node(&self, id: NodeId) -> &Node<'t> {
@@ -210,10 +212,19 @@ impl<'t> Tree<'t> {
 
 /// The line and column of a byte, both counted from 1, columns in characters.
 pub fn position(text: &str, offset: usize) -> (usize, usize) {
+    (lines(&text[..offset]) + 1, column(text, offset))
+}
+
+/// The column of a byte in its line, counted from 1 in characters.
+pub fn column(text: &str, offset: usize) -> usize {
     let before = &text[..offset];
-    let line = before.bytes().filter(|&b| b == b'\n').count() + 1;
     let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    (line, before[start..].chars().count() + 1)
+    before[start..].chars().count() + 1
+}
+
+/// How many lines end in a text.
+pub fn lines(text: &str) -> usize {
+    text.bytes().filter(|&b| b == b'\n').count()
 }
 
 /// The decoded characters of a scalar's source text, each with the offset of its first source byte.

@@ -3,7 +3,11 @@
 //! In this order: the text before it in the same scalar (`repo:$(pin …)`), then its siblings in the same mapping. For Helm the mapping
 //! is that of the merged values: see [`crate::values`].
 
+use std::collections::BTreeMap;
+
+use super::Scan;
 use crate::image::{Reference, Repository, printable, split_tag};
+use crate::values::Site;
 use crate::yaml::{Kind, NodeId, Tree};
 
 /// Which sibling keys may name an image.
@@ -95,6 +99,19 @@ pub fn beside(tree: &Tree<'_>, parents: &[Option<NodeId>], scalar: NodeId, keys:
         tree.text(value).map(str::to_owned)
     };
     siblings(keys, None, sibling)?.ok_or_else(|| ImageNotFound::Nothing(looked_at(keys)))
+}
+
+/// The image beside each placeholder of some texts, by text and number.
+pub fn beside_each(scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
+    let mut found = BTreeMap::new();
+    for (data, scan) in scans.iter().enumerate() {
+        let Some(scan) = scan else { continue };
+        let parents = scan.tree.parents();
+        for (index, placeholder) in scan.placeholders.iter().enumerate() {
+            found.insert((data, index), beside(&scan.tree, &parents, placeholder.scalar, Siblings::Values));
+        }
+    }
+    found
 }
 
 /// Says which keys were looked for.

@@ -11,11 +11,7 @@ use globset::{GlobBuilder, GlobMatcher};
 
 use super::{Data, RenderError, Source, Tools};
 use crate::application::Application;
-use crate::image::Repository;
 use crate::manifest;
-use crate::placeholder::Scan;
-use crate::placeholder::image::{ImageNotFound, Siblings, beside};
-use crate::values::Site;
 use crate::workspace::{ANY_DEPTH, Checkout, WorkspaceError, shown};
 use crate::yaml::Tree;
 
@@ -74,19 +70,6 @@ impl Plan {
         &self.data
     }
 
-    /// See [`super::Plan::images`].
-    pub fn images(scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
-        let mut found = BTreeMap::new();
-        for (data, scan) in scans.iter().enumerate() {
-            let Some(scan) = scan else { continue };
-            let parents = scan.tree.parents();
-            for (index, placeholder) in scan.placeholders.iter().enumerate() {
-                found.insert((data, index), beside(&scan.tree, &parents, placeholder.scalar, Siblings::Values));
-            }
-        }
-        found
-    }
-
     /// Puts the manifests together.
     pub fn run(&self, changed: &BTreeMap<usize, String>) -> String {
         let mut manifests = String::new();
@@ -120,7 +103,7 @@ fn read(checkout: &Checkout, path: &Path, room: u64) -> Result<Vec<u8>, RenderEr
 /// Is every document an object with a kind, as Kubernetes' decoder wants it?
 fn check(text: &str) -> Result<(), String> {
     for document in manifest::documents(text) {
-        let tree = Tree::parse(&text[document]).map_err(|error| error.to_string())?;
+        let tree = Tree::parse(&text[document.range]).map_err(|error| error.to_string())?;
         for root in &tree.roots {
             let is_null = tree.text(*root).is_some_and(|text| matches!(text, "" | "~" | "null"));
             let kind = tree.get(*root, "kind").and_then(|kind| tree.text(kind)).unwrap_or_default();
