@@ -15,6 +15,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use base64::Engine as _;
+
 use crate::application::Application;
 use crate::failure::{Failure, Failures, chain};
 use crate::image::{Repository, printable};
@@ -62,6 +64,7 @@ pub async fn generate<S: TagSource>(
     let rules = read_rules(checkout, application)?;
     let given = read_given(checkout, application)?;
     let mut plan = Plan::prepare(checkout, application, tools).await.map_err(|error| render_failure(&error))?;
+    misplaced(&rules, plan.tool())?;
     let mut render = Render {
         application,
         rules: &rules,
@@ -97,6 +100,24 @@ pub async fn generate<S: TagSource>(
     notes.extend(render.doubts(&manifests));
     notes.extend(render.unused());
     Ok(Generated { manifests, pins: render.pins, tool: plan.tool(), notes })
+}
+
+/// Targets that the tool does not have.
+fn misplaced(rules: &Rules, tool: &str) -> Result<(), Failures> {
+    let mut failures = Vec::new();
+    for rule in &rules.rules {
+        let wanted = match rule.target {
+            Target::Manifests => continue,
+            Target::Helm(_) => "helm",
+            Target::Kustomize(_) => "kustomize",
+        };
+        if wanted != tool {
+            let message = format!("the target is for `{wanted}`, but the application is rendered by `{tool}`");
+            let hint = "without a target the image is rewritten wherever it stands in the rendered manifests".to_owned();
+            failures.push(Failure::text(format!("rule `{}`", rule.alias), message, Some(hint)));
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(Failures(failures)) }
 }
 
 /// Finds every mistake that can be found without a registry and without running a tool.
@@ -154,6 +175,14 @@ struct Text<'a> {
     is_raw: bool,
 }
 
+impl Text<'_> {
+    /// A place in a text of one string would count from its own start, where nobody looks.
+    fn failure(&self, error: &PlaceholderError) -> Failure {
+        let failure = placeholder_failure(self.name, 0, error);
+        if self.is_raw { Failure { place: self.name.to_owned(), ..failure } } else { failure }
+    }
+}
+
 impl Plan {
     fn texts(&self) -> impl Iterator<Item = Text<'_>> {
         self.data().iter().map(|data| Text { name: &data.name, text: &data.text, is_raw: data.is_raw() })
@@ -170,11 +199,11 @@ fn scan_all<'t>(texts: &[Text<'t>]) -> Result<Vec<Option<Scan<'t>>>, Failures> {
         match scan {
             Ok(scan) => {
                 let (errors, found) = scan.as_ref().map_or((&[][..], 0), |scan| (&scan.errors[..], scan.placeholders.len()));
-                failures.extend(errors.iter().map(|error| placeholder_failure(text.name, 0, error)));
+                failures.extend(errors.iter().map(|error| text.failure(error)));
                 count += found;
                 scans.push(scan);
             }
-            Err(error) => failures.push(placeholder_failure(text.name, 0, &error)),
+            Err(error) => failures.push(text.failure(&error)),
         }
     }
     if count > MAX_PLACEHOLDERS {
@@ -262,6 +291,10 @@ fn meaning(
                 Some(repository) => (repository.clone(), false),
                 None => inferred.map_err(|error| (error.to_string(), error.hint()))?,
             };
+            if is_guess && !placeholder.is_alone {
+                let hint = "let the placeholder be the whole value, or name the image in it".to_owned();
+                return Err(("with the text around it, the tag would not be the one that is chosen".into(), hint));
+            }
             Ok((question(repository, policy, placeholder.spec.pull_secret.as_deref()), None, is_guess))
         }
     }
@@ -514,10 +547,7 @@ fn substitute(scans: &[Option<Scan<'_>>], answers: &Answers) -> BTreeMap<usize, 
 
 /// P1: nothing unresolved leaves.
 fn prove(rendered: &str) -> Result<(), Failures> {
-    if !rendered.contains("(pin") {
-        return Ok(());
-    }
-    let mut failures = Vec::new();
+    let mut failures = hidden(rendered);
     for Document { range, above } in manifest::documents(rendered) {
         match Scan::of(&rendered[range]) {
             Ok(None) => {}
@@ -529,6 +559,24 @@ fn prove(rendered: &str) -> Result<(), Failures> {
         }
     }
     if failures.is_empty() { Ok(()) } else { Err(Failures(failures)) }
+}
+
+/// Placeholders in base64, as Secrets hold it. Too late to resolve them: what was encoded may have been hashed as well.
+fn hidden(rendered: &str) -> Vec<Failure> {
+    /// `$(pin ` in base64 at its three alignments, without the characters that depend on what stands around it.
+    const ENCODED: [&str; 3] = ["JChwaW4g", "QocGluI", "kKHBpbi"];
+    let mut failures = Vec::new();
+    for (line, text) in rendered.lines().enumerate().filter(|(_, text)| ENCODED.iter().any(|form| text.contains(form))) {
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=')));
+        let decoded = words.filter_map(|word| base64::engine::general_purpose::STANDARD.decode(word).ok());
+        if decoded.map(|bytes| String::from_utf8_lossy(&bytes).replace("$$(pin", "")).any(|text| text.contains("$(pin ")) {
+            let hint =
+                "write it where it is read as data before it is encoded, such as `values.yaml`; a literal one is `$$(pin `";
+            let place = format!("{RENDERED}:{}", line + 1);
+            failures.push(Failure::text(place, "a placeholder is hidden in base64", Some(hint.to_owned())));
+        }
+    }
+    failures
 }
 
 fn unescape_all(rendered: String) -> String {

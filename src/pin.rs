@@ -171,7 +171,7 @@ pub struct Given {
 /// A record that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GivenError {
-    #[error("pin of `{name}`: {source}")]
+    #[error("pin of `{name}`")]
     Pinned {
         name: String,
         #[source]
@@ -320,6 +320,6 @@ mod tests {
         assert!(given.add_lock("kind: Lock\n").is_err());
         assert!(given.add_lock("apiVersion: pinion.dev/v1\nkind: Lock\npins: [{image: a/b, policy: x, pin: '../x'}]\n").is_err());
         let error = Given::parameter(&BTreeMap::from([("web".into(), "a b".into())])).expect_err("no tag");
-        assert_eq!(error.to_string(), "pin of `web`: `a b` is not a tag");
+        assert_eq!(crate::failure::chain(&error), "pin of `web`: `a b` is not a tag");
     }
 }

@@ -37,6 +37,8 @@ pub struct Placeholder {
     pub source: String,
     /// The decoded text of the same scalar before it.
     pub before: String,
+    /// Is there nothing else in the scalar?
+    pub is_alone: bool,
     pub spec: Spec,
 }
 
@@ -56,6 +58,8 @@ pub struct PlaceholderError {
 pub enum Mistake {
     #[error("the placeholder is not closed: `)` is missing in this scalar")]
     Unclosed,
+    #[error("white space is missing behind `$(pin`")]
+    NoSpace,
     #[error("the placeholder is longer than {MAX_LENGTH} bytes")]
     TooLong,
     #[error(transparent)]
@@ -72,11 +76,12 @@ impl PlaceholderError {
             Mistake::Unclosed => {
                 Some("write `)` at the end; put the value in quotes if the placeholder holds `, `, ` #` or `: `".into())
             }
+            Mistake::NoSpace => Some("write `$(pin …)`".into()),
             Mistake::TooLong => None,
             Mistake::Words(error) => error.hint(),
-            Mistake::NotYaml(_) => {
-                Some("placeholders are understood in YAML only, not in Helm templates that are no YAML".into())
-            }
+            Mistake::NotYaml(_) => Some(
+                "placeholders are understood in YAML only: mend the file, or move the placeholder to one that is YAML".into(),
+            ),
         }
     }
 }
@@ -145,7 +150,8 @@ impl<'t> Scan<'t> {
             line += yaml::lines(&self.text[counted..start + offsets[at]]);
             counted = start + offsets[at];
             let column = yaml::column(self.text, counted);
-            let read = closing(&decoded[from..]).and_then(|end| {
+            let spaced = decoded[from..].starts_with(WHITE).then_some(from).ok_or(Mistake::NoSpace);
+            let read = spaced.and_then(|from| closing(&decoded[from..])).and_then(|end| {
                 let length = OPEN.len() + end + 1;
                 let words = &decoded[from..from + end];
                 if length > MAX_LENGTH {
@@ -163,6 +169,7 @@ impl<'t> Scan<'t> {
                         column,
                         source: decoded[at..from].to_owned(),
                         before: tail(&decoded[..at]).to_owned(),
+                        is_alone: decoded[..at].trim_end().is_empty() && decoded[from..].trim_start().is_empty(),
                         spec,
                     });
                 }
@@ -229,11 +236,17 @@ pub(crate) fn quote(plain: &str) -> String {
     if plain.contains(['"', '\\']) { format!("'{}'", plain.replace('\'', "''")) } else { format!("\"{plain}\"") }
 }
 
-/// Where `$(pin` stands with white space behind it.
+const WHITE: [char; 4] = [' ', '\t', '\r', '\n'];
+
+/// What cannot stand in a Kubernetes variable's name, so that `$(pin~1)` is a placeholder that lacks its space.
+const NO_NAME: [char; 11] = ['~', '^', '>', '<', '=', '!', '*', '@', ',', '\'', '"'];
+
+/// Where `$(pin` stands with white space behind it, or with what must have been meant as a word.
 fn literal(text: &str) -> Option<usize> {
-    text.match_indices(OPEN)
-        .map(|(at, _)| at)
-        .find(|at| text[at + OPEN.len()..].starts_with([' ', '\t', '\r', '\n']) || text.len() == at + OPEN.len())
+    text.match_indices(OPEN).map(|(at, _)| at).find(|at| {
+        let behind = &text[at + OPEN.len()..];
+        behind.is_empty() || behind.starts_with(WHITE) || behind.starts_with(NO_NAME)
+    })
 }
 
 /// The last bytes of a text: enough for any image name.
@@ -343,7 +356,7 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_reported_with_their_place() {
-        let text = "a: x $(pin ~1\nb:\n  - $(pin ~1 --nope)\n  - {c: $(pin >=1, <2)}\n";
+        let text = "a: x $(pin ~1\nb:\n  - $(pin ~1 --nope)\n  - {c: $(pin >=1, <2)}\n  - x $(pin~1)\n";
         let scan = Scan::of(text).expect("readable").expect("placeholders");
         let errors: Vec<String> = scan.errors.iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -352,6 +365,7 @@ mod tests {
                 "1:6: `$(pin ~1`: the placeholder is not closed: `)` is missing in this scalar",
                 "3:5: `$(pin ~1 --nope)`: unexpected argument `--nope` found",
                 "4:9: `$(pin >=1`: the placeholder is not closed: `)` is missing in this scalar",
+                "5:7: `$(pin~1)`: white space is missing behind `$(pin`",
             ]
         );
         assert!(scan.errors.iter().all(|error| error.hint().is_some()));

@@ -71,7 +71,7 @@ pub enum RenderError {
         #[source]
         source: WorkspaceError,
     },
-    #[error("`{path}` is not YAML: {source}")]
+    #[error("`{path}` is not YAML")]
     NotYaml { path: String, source: YamlError },
     #[error("{what}")]
     Invalid { what: String, hint: Option<String> },

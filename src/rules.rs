@@ -195,7 +195,13 @@ impl Reader {
                 Some((alias, image)) if is_alias(alias.trim()) => (alias.trim().to_owned(), image.trim()),
                 _ => (split_tag(entry).0.to_owned(), entry),
             };
-            if !seen.insert(alias.clone()) {
+            if entry.starts_with('=') {
+                self.error(
+                    place.into(),
+                    format!("`{}` has no alias before `=`", printable(entry)),
+                    Some("write `alias=image[:constraint]`".into()),
+                );
+            } else if !seen.insert(alias.clone()) {
                 self.error(place.into(), format!("alias `{}` is given twice", printable(&alias)), None);
             } else if image.is_empty() {
                 self.error(

@@ -145,6 +145,28 @@ impl Value {
         path.iter().try_fold(self, |value, key| value.get(key))
     }
 
+    /// The boolean at a path, as YAML 1.1 has them: Helm's parser does.
+    pub fn flag(&self, path: &[&str]) -> Option<bool> {
+        match self.at(path)?.text()?.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" | "y" => Some(true),
+            "false" | "no" | "off" | "n" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Removes the value at a path of keys.
+    pub fn remove(&mut self, path: &[&str]) {
+        match (self, path) {
+            (Self::Map(map), [key]) => drop(map.remove(*key)),
+            (Self::Map(map), [key, rest @ ..]) => {
+                if let Some(value) = map.get_mut(*key) {
+                    value.remove(rest);
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// For each placeholder that is still there after merging, the image beside it. One that is absent was overridden.
     pub fn images(&self) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
         let mut found: BTreeMap<Site, Vec<Result<Repository, ImageNotFound>>> = BTreeMap::new();

@@ -4,6 +4,7 @@
 //! it, after symbolic links. A [`Workspace`] is the private directory of one render: substituted files are written there, never in the
 //! checkout, and it is removed when dropped.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
@@ -88,7 +89,16 @@ impl Checkout {
                         _ => break,
                     }
                 }
-                if root == dir && !parts.is_empty() { repository(&dir) } else { root.to_owned() }
+                // A directory that is reached through a link has another path: the root is where the source path leads to it.
+                let is_root = |above: &&Path| {
+                    !parts.is_empty()
+                        && fs::canonicalize(above.join(parts.iter().collect::<PathBuf>())).is_ok_and(|found| found == dir)
+                };
+                match dir.ancestors().skip(1).find(is_root) {
+                    Some(linked) => linked.to_owned(),
+                    None if root == dir && !parts.is_empty() => repository(&dir),
+                    None => root.to_owned(),
+                }
             }
             None => repository(&dir),
         };
@@ -176,6 +186,7 @@ impl Checkout {
     /// [`WorkspaceError::Outside`], naming the link.
     pub fn check_links(&self, dir: &Path) -> Result<(), WorkspaceError> {
         let mut waiting = vec![dir.to_owned()];
+        let mut linked = BTreeSet::new();
         let mut entries = 0;
         while let Some(dir) = waiting.pop() {
             let listed = fs::read_dir(self.root.join(&dir)).map_err(|error| WorkspaceError::io(&dir, error))?;
@@ -187,8 +198,15 @@ impl Checkout {
                 if entries > MAX_ENTRIES {
                     return Err(WorkspaceError::TooMuch { path: shown(&dir) });
                 }
-                if kind.is_symlink() && fs::canonicalize(entry.path()).is_ok_and(|target| !target.starts_with(&self.root)) {
-                    return Err(WorkspaceError::Outside { path: shown(&path) });
+                if kind.is_symlink() {
+                    let Ok(target) = fs::canonicalize(entry.path()) else { continue };
+                    let Ok(inside) = target.strip_prefix(&self.root) else {
+                        return Err(WorkspaceError::Outside { path: shown(&path) });
+                    };
+                    // Tools follow links to directories too, and there may be links behind them.
+                    if target.is_dir() && linked.insert(inside.to_owned()) {
+                        waiting.push(inside.to_owned());
+                    }
                 }
                 if kind.is_dir() && entry.file_name() != ".git" {
                     waiting.push(path);

@@ -8,8 +8,9 @@ use anyhow::Context;
 use clap::Args;
 
 use super::{Outcome, configured, resolver};
-use crate::application::Application;
+use crate::application::{Application, ApplicationError};
 use crate::config;
+use crate::failure::{Failure, Failures};
 use crate::generate::{Generated, generate};
 use crate::pin::{self, Freshness, Pin};
 use crate::workspace::Checkout;
@@ -114,8 +115,13 @@ pub fn read_manifest(dir: &Path, path: &Path, text: &str) -> Result<Application,
     Application::from_manifest(text, &overrides).map_err(|error| failure(&place, &error))
 }
 
-fn failure(place: &str, error: &crate::application::ApplicationError) -> crate::failure::Failures {
-    crate::failure::Failure::new(place, error, error.hint()).into()
+fn failure(place: &str, error: &ApplicationError) -> Failures {
+    match error {
+        ApplicationError::Parameters(errors) => {
+            Failures(errors.iter().map(|error| Failure::new(place, error, error.hint())).collect())
+        }
+        error => Failure::new(place, error, error.hint()).into(),
+    }
 }
 
 /// One line a render.

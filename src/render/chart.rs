@@ -36,6 +36,8 @@ pub struct Chart {
     pub missing: Vec<Declared>,
     /// `condition` paths of its declaration, in order.
     pub conditions: Vec<String>,
+    /// `tags` of its declaration.
+    pub tags: Vec<String>,
 }
 
 /// A chart's `values.yaml`.
@@ -62,6 +64,7 @@ pub struct Declared {
     pub alias: Option<String>,
     pub repository: String,
     pub condition: Option<String>,
+    pub tags: Vec<String>,
 }
 
 /// Reads a chart's files from a directory of the checkout or from an archive.
@@ -104,7 +107,7 @@ impl Files<'_> {
 /// [`RenderError`] for files that cannot be read or are not what Helm expects.
 pub fn read(checkout: &Checkout, dir: &Path, data: &mut Vec<Data>) -> Result<Chart, RenderError> {
     let mut reader = Reader { charts: 0, data };
-    reader.chart(&Files::Directory(checkout), dir, String::new(), Vec::new(), 0)
+    reader.chart(&Files::Directory(checkout), dir, String::new(), 0)
 }
 
 struct Reader<'a> {
@@ -113,14 +116,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn chart(
-        &mut self,
-        files: &Files<'_>,
-        dir: &Path,
-        key: String,
-        conditions: Vec<String>,
-        depth: usize,
-    ) -> Result<Chart, RenderError> {
+    fn chart(&mut self, files: &Files<'_>, dir: &Path, key: String, depth: usize) -> Result<Chart, RenderError> {
         self.charts += 1;
         if self.charts > MAX_CHARTS || depth > MAX_DEPTH {
             let what = format!("`{}` has more than {MAX_CHARTS} dependencies, or deeper ones than {MAX_DEPTH}", shown(dir));
@@ -163,19 +159,21 @@ impl Reader<'_> {
             let own = chart_file(files, &path)?.name;
             let uses: Vec<&Declared> = declared.iter().filter(|declared| declared.name == own).collect();
             if uses.is_empty() {
-                found.push((own.clone(), self.chart(files, &path, own, Vec::new(), depth + 1)?));
+                found.push((own.clone(), self.chart(files, &path, own, depth + 1)?));
                 continue;
             }
             for declared in uses {
                 let key = declared.alias.clone().filter(|alias| !alias.is_empty()).unwrap_or_else(|| own.clone());
-                let conditions =
-                    declared.condition.iter().flat_map(|text| text.split(',')).map(|path| path.trim().to_owned()).collect();
-                found.push((own.clone(), self.chart(files, &path, key, conditions, depth + 1)?));
+                let mut chart = self.chart(files, &path, key, depth + 1)?;
+                let conditions = declared.condition.iter().flat_map(|text| text.split(','));
+                chart.conditions = conditions.map(|path| path.trim().to_owned()).collect();
+                chart.tags.clone_from(&declared.tags);
+                found.push((own.clone(), chart));
             }
         }
         let missing = declared.into_iter().filter(|declared| found.iter().all(|(name, _)| *name != declared.name)).collect();
         let dependencies = found.into_iter().map(|(_, chart)| chart).collect();
-        Ok(Chart { key, values, dependencies, missing, conditions })
+        Ok(Chart { key, values, dependencies, missing, ..Chart::default() })
     }
 }
 

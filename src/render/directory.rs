@@ -36,6 +36,7 @@ impl Plan {
         let include = options.include.as_deref().map(|text| matcher("directory-include", text)).transpose()?;
         let exclude = options.exclude.as_deref().map(|text| matcher("directory-exclude", text)).transpose()?;
         let mut files = Vec::new();
+        let mut jsonnet = None;
         let depth = if options.recurse { ANY_DEPTH } else { 0 };
         checkout.files(checkout.app(), depth, &mut |path| {
             let relative = path.strip_prefix(checkout.app()).unwrap_or(path);
@@ -44,10 +45,25 @@ impl Plan {
             let is_ours = name.starts_with(".pinion.") || name.starts_with(".pinion-");
             let excluded = exclude.as_ref().is_some_and(|pattern| pattern.is_match(relative));
             let included = include.as_ref().is_none_or(|pattern| pattern.is_match(relative));
-            if is_manifest && !is_ours && !excluded && included {
+            // Argo CD's walk follows links to files alone.
+            let is_linked = path
+                .ancestors()
+                .skip(1)
+                .take_while(|above| *above != checkout.app())
+                .any(|above| checkout.root().join(above).is_symlink());
+            if is_ours || excluded || !included || is_linked {
+                return;
+            }
+            if is_manifest {
                 files.push(path.to_owned());
+            } else if path.extension().is_some_and(|own| own == "jsonnet") {
+                jsonnet.get_or_insert_with(|| path.to_owned());
             }
         })?;
+        if let Some(path) = jsonnet {
+            let hint = Some("Argo CD would prune what is not rendered; leave it out with `directory-exclude`".to_owned());
+            return Err(RenderError::Invalid { what: format!("`{}` is Jsonnet, which is not rendered", shown(&path)), hint });
+        }
         files.sort();
         let mut room = tools.max_directory_bytes;
         let mut data = Vec::new();

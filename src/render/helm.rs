@@ -168,7 +168,9 @@ impl Plan {
                 scans[set.data].iter().flat_map(|scan| (0..scan.placeholders.len()).map(|index| (set.data, index))).collect();
             view.merge(Value::set(&set.name, &self.data[set.data].text, sites));
         }
-        self.drop_disabled(&self.chart, &mut view);
+        for path in disabled(&self.chart, &view, &[]) {
+            view.remove(&path);
+        }
         Ok(view.images())
     }
 
@@ -202,28 +204,6 @@ impl Plan {
         let data = &self.data[data];
         let tree = Tree::parse(&data.text).map_err(|source| RenderError::NotYaml { path: data.name.clone(), source })?;
         Ok(Value::read(&tree, &sites)?)
-    }
-
-    /// Removes what a dependency's `condition` switches off: nothing of it is rendered, so nothing of it is asked for.
-    fn drop_disabled(&self, chart: &Chart, view: &mut Value) {
-        for dependency in &chart.dependencies {
-            let enabled = dependency.conditions.iter().find_map(|path| {
-                let path: Vec<&str> = path.split('.').collect();
-                match view.at(&path) {
-                    Some(Value::Scalar { text, .. }) => text.parse::<bool>().ok(),
-                    _ => None,
-                }
-            });
-            match view {
-                Value::Map(map) if enabled == Some(false) => drop(map.remove(&dependency.key)),
-                Value::Map(map) => {
-                    if let Some(below) = map.get_mut(&dependency.key) {
-                        self.drop_disabled(dependency, below);
-                    }
-                }
-                _ => {}
-            }
-        }
     }
 
     /// See [`super::Plan::run`].
@@ -265,7 +245,7 @@ impl Plan {
                 Some(value) => (set.flag, value),
                 None => (set.flag, &self.data[set.data].text),
             };
-            add(flag, format!("{}={}", set.name, escaped(&self.application.expand(value))).into());
+            add(flag, format!("{}={}", set.name, escaped(&self.application.expand(&value.replace("$$(pin", "$$$$(pin")))).into());
         }
         for (name, value) in &targets.helm {
             add("--set-string", format!("{name}={}", escaped(value)).into());
@@ -301,6 +281,26 @@ impl Plan {
         }
         text(output.stdout)
     }
+}
+
+/// Paths of the dependencies that are switched off: nothing of them is rendered, so nothing of them is asked for.
+///
+/// A `condition` counts from the chart that declares it, and globals reach every chart; `tags` are the root's. Follows Helm's
+/// `ProcessDependencies`: the first condition that has a value decides, else any tag that is on, else any tag that is off.
+fn disabled<'c>(chart: &'c Chart, root: &Value, path: &[&'c str]) -> Vec<Vec<&'c str>> {
+    let mut found = Vec::new();
+    for dependency in &chart.dependencies {
+        let own = |keys: Vec<&str>| if keys[0] == "global" { root.flag(&keys) } else { root.flag(&[path, &keys].concat()) };
+        let condition = dependency.conditions.iter().find_map(|condition| own(condition.split('.').collect()));
+        let tags: Vec<bool> = dependency.tags.iter().filter_map(|tag| root.flag(&["tags", tag])).collect();
+        let below = [path, &[dependency.key.as_str()]].concat();
+        if condition.unwrap_or_else(|| tags.is_empty() || tags.contains(&true)) {
+            found.extend(disabled(dependency, root, &below));
+        } else {
+            found.push(below);
+        }
+    }
+    found
 }
 
 /// Helm in a home of its own, without plugins.

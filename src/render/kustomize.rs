@@ -62,7 +62,9 @@ impl Plan {
             let text = checkout.read(&path)?;
             let tree = Tree::parse(&text).map_err(|source| RenderError::NotYaml { path: shown(&path), source })?;
             waiting.extend(plan.references(&dir, &tree)?);
+            let generated = plan.generated(&dir, &tree)?;
             plan.data.push(Data { name: shown(&path), text, source: Source::InPlace(path) });
+            plan.data.extend(generated);
             plan.reached.push(dir);
         }
         Ok(plan)
@@ -70,6 +72,32 @@ impl Plan {
 
     pub fn data(&self) -> &[Data] {
         &self.data
+    }
+
+    /// Files with placeholders that generators read. Kustomize hashes them, and encodes those of Secrets, so that their placeholders
+    /// must be gone before it runs.
+    fn generated(&self, dir: &Path, tree: &Tree<'_>) -> Result<Vec<Data>, RenderError> {
+        let lists = |entry: NodeId| {
+            ["files", "envs"].into_iter().filter_map(move |list| tree.get(entry, list)).flat_map(|id| tree.items(id))
+        };
+        let generators = ["configMapGenerator", "secretGenerator"];
+        let roots = tree.roots.iter().flat_map(|root| generators.iter().filter_map(|list| tree.get(*root, list)));
+        let mut found: Vec<Data> = Vec::new();
+        for entry in roots.flat_map(|list| tree.items(list)) {
+            let files = lists(*entry).copied().chain(tree.get(*entry, "env")).filter_map(|id| tree.text(id));
+            for file in files.map(|file| file.split_once('=').map_or(file, |(_, path)| path)) {
+                let Ok(path) = self.checkout.find(dir, file) else { continue };
+                let text = match self.checkout.read(&path) {
+                    Err(WorkspaceError::NotText { .. } | WorkspaceError::Missing { .. } | WorkspaceError::Io { .. }) => continue,
+                    text => text?,
+                };
+                let source = Source::InPlace(dir.join(file));
+                if text.contains("$(pin") && found.iter().all(|data| data.source != source) {
+                    found.push(Data { name: shown(&path), text, source });
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Local directories that a kustomization builds upon. Files, and what must be fetched, are left to Kustomize.
@@ -121,6 +149,10 @@ impl Plan {
         let is_copied = !changed.is_empty() || !edits.is_empty() || patches.is_some() || !components.is_empty();
         let root = if is_copied { workspace.root() } else { self.checkout.root().to_owned() };
         if is_copied {
+            // Without load restrictions a kustomization may name any file of the checkout.
+            if tools.kustomize_build_options.iter().any(|option| option.ends_with("LoadRestrictionsNone")) {
+                workspace.copy(&self.checkout, Path::new(""))?;
+            }
             for dir in self.reached.iter().chain(&components) {
                 workspace.copy(&self.checkout, dir)?;
             }

@@ -9,6 +9,10 @@ mod support;
 mod client;
 
 mod cache;
+mod cases;
 mod cli;
+mod examples;
 mod faults;
+mod parity;
 mod purity;
+mod tree;

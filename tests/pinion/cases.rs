@@ -1,0 +1,206 @@
+//! Whole requests: every folder of `tests/cases` is run as Argo CD runs a plugin.
+//!
+//! A case is `input/` (the checkout), `tags.json` (what the registry holds), and what comes out: `expected.yaml`, or `expected.err` with
+//! the text of the error. There may be `parameters.json` (what Argo CD puts into `ARGOCD_APP_PARAMETERS`; without it `null`), `path`
+//! (the application's path in the checkout; without it `.`), `environment.json` (further variables: the operator's settings, or another
+//! cluster) and `expected.log` (the warnings).
+//!
+//! The command is `plugin.yaml`'s own; working directory and environment are those of Argo CD's cmp-server. `PINION_BLESS=1` writes what
+//! comes out into the expectations, to be read before it is committed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde_json::Value;
+
+use crate::support::driver::{Driver, Ran, root};
+use crate::support::registry::{FakeRegistry, Image};
+use crate::tree::{copy, needs, snapshot};
+
+/// Revision that every case is rendered at.
+pub const REVISION: &str = "4f0c61b2a9d84e0f8a7a1f52c3b6d7e8f9012345";
+
+/// What the cluster of every case offers.
+pub const API_VERSIONS: [&str; 6] = ["apps/v1", "apps/v1/Deployment", "batch/v1", "batch/v1/CronJob", "v1", "v1/Secret"];
+
+#[test]
+fn every_case_gives_what_is_expected() {
+    if !(needs("helm") && needs("kustomize")) {
+        return;
+    }
+    let only = std::env::var("PINION_CASE").unwrap_or_default();
+    let mut cases: Vec<PathBuf> = std::fs::read_dir(root().join("tests/cases"))
+        .expect("the folder is there")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|case| case.is_dir() && name(case).contains(&only))
+        .collect();
+    cases.sort();
+    let waiting = Mutex::new(cases.clone());
+    let faults = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+                loop {
+                    let next = waiting.lock().expect("no thread panics").pop();
+                    let Some(case) = next else { break };
+                    if let Err(fault) = runtime.block_on(run(&case)) {
+                        faults.lock().expect("no thread panics").insert(name(&case), fault);
+                    }
+                }
+            });
+        }
+    });
+    let faults = faults.into_inner().expect("no thread panics");
+    let told: String = faults.iter().map(|(case, fault)| format!("\n=== {case}\n{fault}\n")).collect();
+    assert!(faults.is_empty(), "{} of {} cases failed:\n{told}", faults.len(), cases.len());
+    assert!(!only.is_empty() || cases.len() >= 80, "only {} cases", cases.len());
+}
+
+fn name(case: &Path) -> String {
+    case.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Runs a case, and says what is not as expected.
+async fn run(case: &Path) -> Result<(), String> {
+    let registry = FakeRegistry::start().await;
+    fill(&registry, &read(&case.join("tags.json")).unwrap_or_else(|| "{}".to_owned()));
+    let place = tempfile::tempdir().expect("a directory");
+    let checkout = place.path().join("checkout");
+    copy(&case.join("input"), &checkout);
+    let before = snapshot(&checkout);
+    let path = read(&case.join("path")).map_or_else(|| ".".to_owned(), |path| path.trim().to_owned());
+    let parameters = read(&case.join("parameters.json"));
+
+    let driver = environment(Driver::new(env!("CARGO_BIN_EXE_pinion"), &registry), &path, parameters.as_deref());
+    let more: BTreeMap<String, String> =
+        read(&case.join("environment.json")).map_or_else(BTreeMap::new, |text| serde_json::from_str(&text).expect("JSON"));
+    let driver = more.into_iter().fold(driver, |driver, (name, value)| driver.env(&name, value));
+    let ran = driver.within(checkout.join(&path)).run(command());
+
+    let stable = |text: &str| stable(text, &checkout, &registry);
+    let mut faults = Vec::new();
+    if snapshot(&checkout) != before {
+        faults.push("the checkout was changed".to_owned());
+    }
+    let outcome = outcome(&ran, &stable);
+    for (file, text) in ["expected.yaml", "expected.err", "expected.log"].into_iter().zip(outcome) {
+        let file = case.join(file);
+        if std::env::var_os("PINION_BLESS").is_some() {
+            match &text {
+                Some(text) => std::fs::write(&file, text).expect("written"),
+                None => drop(std::fs::remove_file(&file)),
+            }
+        } else if read(&file) != text {
+            let expected = read(&file).unwrap_or_else(|| "(nothing)\n".to_owned());
+            let found = text.unwrap_or_else(|| "(nothing)\n".to_owned());
+            faults.push(format!("--- {} expected\n{expected}--- found\n{found}", name(&file)));
+        }
+    }
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
+}
+
+/// What came out: manifests or error, and the warnings.
+fn outcome(ran: &Ran, stable: &impl Fn(&str) -> String) -> [Option<String>; 3] {
+    let lines = ran.stderr.lines().filter_map(|line| line.split_once("  WARN "));
+    let warnings: String = lines.map(|(_, line)| stable(line) + "\n").collect();
+    let warnings = Some(warnings).filter(|text| !text.is_empty());
+    if ran.status == 0 {
+        [Some(ran.stdout.clone()), None, warnings]
+    } else {
+        [None, Some(stable(&ran.clone().err()) + "\n"), warnings]
+    }
+}
+
+/// `plugin.yaml`'s generate command, without its program.
+fn command() -> Vec<String> {
+    let text = std::fs::read_to_string(root().join("plugin.yaml")).expect("the file is there");
+    let plugin: Value = serde_yaml::from_str(&text).expect("YAML");
+    let generate = &plugin["spec"]["generate"];
+    let words = |key: &str| generate[key].as_array().cloned().unwrap_or_default();
+    let words: Vec<Value> = words("command").into_iter().chain(words("args")).collect();
+    let mut words = words.iter().map(|word| word.as_str().expect("text").to_owned());
+    assert_eq!(words.next().as_deref(), Some("pinion"), "the program");
+    words.collect()
+}
+
+/// All that Argo CD gives to a plugin.
+pub fn environment(driver: Driver, path: &str, parameters: Option<&str>) -> Driver {
+    let variables = [
+        ("ARGOCD_APP_NAME", "web"),
+        ("ARGOCD_APP_NAMESPACE", "prod"),
+        ("ARGOCD_APP_PROJECT_NAME", "default"),
+        ("ARGOCD_APP_REVISION", REVISION),
+        ("ARGOCD_APP_REVISION_SHORT", &REVISION[..7]),
+        ("ARGOCD_APP_REVISION_SHORT_8", &REVISION[..8]),
+        ("ARGOCD_APP_SOURCE_REPO_URL", "https://git.example.com/acme/deployments.git"),
+        ("ARGOCD_APP_SOURCE_PATH", path),
+        ("ARGOCD_APP_SOURCE_TARGET_REVISION", "main"),
+        ("KUBE_VERSION", "1.34.2"),
+        ("KUBE_API_VERSIONS", &API_VERSIONS.join(",")),
+    ];
+    let driver = variables.into_iter().fold(driver, |driver, (name, value)| driver.env(name, value));
+    let Some(parameters) = parameters else { return driver.env("ARGOCD_APP_PARAMETERS", "null") };
+    let read: Value = serde_json::from_str(parameters).expect("parameters.json is JSON");
+    let driver = flattened(&read).into_iter().fold(driver, |driver, (name, value)| driver.env(&name, value));
+    driver.env("ARGOCD_APP_PARAMETERS", read.to_string())
+}
+
+/// `PARAM_…`, as Argo CD derives them (`ApplicationSourcePluginParameters.Environ`).
+fn flattened(parameters: &Value) -> Vec<(String, String)> {
+    let escape = |text: &str| -> String {
+        let upper = text.to_uppercase();
+        upper.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' }).collect()
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut variables = Vec::new();
+    for parameter in parameters.as_array().into_iter().flatten() {
+        let name = format!("PARAM_{}", escape(parameter["name"].as_str().unwrap_or_default()));
+        if parameter["string"].is_string() {
+            variables.push((name.clone(), text(&parameter["string"])));
+        }
+        for (index, value) in parameter["array"].as_array().into_iter().flatten().enumerate() {
+            variables.push((format!("{name}_{index}"), text(value)));
+        }
+        for (key, value) in parameter["map"].as_object().into_iter().flatten() {
+            variables.push((format!("{name}_{}", escape(key)), text(value)));
+        }
+    }
+    variables
+}
+
+/// Fills a registry: image to tags, each a name or, as in `examples/registry.json`, a name with the time of its build and platforms.
+pub fn fill(registry: &FakeRegistry, tags: &str) {
+    let images: serde_json::Map<String, Value> = serde_json::from_str(tags).expect("tags.json is JSON");
+    for (image, tags) in images {
+        let repository = image.split_once('/').expect("a registry").1;
+        for entry in tags.as_array().expect("tags") {
+            if let Some(tag) = entry.as_str() {
+                registry.push(repository, tag);
+                continue;
+            }
+            let text = |key: &str| entry[key].as_str().expect("text");
+            let built = |platform: &str| Image::new().created(text("created")).platform(platform);
+            match entry["platforms"].as_array() {
+                None => registry.push_image(repository, text("tag"), built("linux/amd64")),
+                Some(platforms) => {
+                    let images = platforms.iter().map(|platform| built(platform.as_str().expect("text"))).collect();
+                    registry.push_index(repository, text("tag"), images, true)
+                }
+            };
+        }
+    }
+}
+
+/// The text without what differs from run to run.
+fn stable(text: &str, checkout: &Path, registry: &FakeRegistry) -> String {
+    let canonical = std::fs::canonicalize(checkout).expect("it is there");
+    let workspace = regex::Regex::new(r"[^\s'`=]*/pinion-[A-Za-z0-9]{6}\b").expect("a constant");
+    let text = text.replace(&canonical.display().to_string(), "CHECKOUT").replace(&registry.host(), "REGISTRY");
+    workspace.replace_all(&text, "WORKSPACE").into_owned()
+}
+
+fn read(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path).ok()
+}
