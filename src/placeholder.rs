@@ -22,6 +22,9 @@ const OPEN: &str = "$(pin";
 /// Longest placeholder, from `$` to `)`, in bytes.
 const MAX_LENGTH: usize = 4096;
 
+/// A placeholder in a set of texts: the text's number and the placeholder's number in it.
+pub type Site = (usize, usize);
+
 /// A placeholder and where it stands.
 #[derive(Clone, Debug)]
 pub struct Placeholder {

@@ -17,10 +17,10 @@ use std::time::Duration;
 use crate::application::Application;
 use crate::image::{Repository, printable};
 use crate::parameters::Choice;
-use crate::placeholder::Scan;
 use crate::placeholder::image::{ImageNotFound, beside_each};
+use crate::placeholder::{Scan, Site};
 use crate::process::ProcessError;
-use crate::values::{Site, TooManyValues};
+use crate::values::TooManyValues;
 use crate::workspace::{Checkout, WorkspaceError};
 use crate::yaml::YamlError;
 

@@ -9,14 +9,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use granit_parser::ScalarStyle;
 
 use crate::image::Repository;
+use crate::placeholder::Site;
 use crate::placeholder::image::{self, ImageNotFound, Siblings};
 use crate::yaml::{Kind, NodeId, Tree};
 
 /// Values that one merged view may hold, aliases expanded.
 const MAX_VALUES: usize = 4_000_000;
-
-/// A placeholder in a set of files: the file's number and the placeholder's number in it.
-pub type Site = (usize, usize);
 
 /// A value as Helm merges it.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -8,8 +8,11 @@ use clap::Args;
 use super::generate::{directory, read_manifest};
 use super::{Outcome, configured};
 use crate::config;
-use crate::failure::Failures;
-use crate::generate::{check, check_file};
+use crate::failure::{Failure, Failures};
+use crate::generate::asks::placeholder_failure;
+use crate::generate::check;
+use crate::placeholder::Scan;
+use crate::rules::Reader;
 use crate::workspace::{ANY_DEPTH, Checkout, shown};
 
 /// Find mistakes in placeholders and rules; needs no network
@@ -85,4 +88,28 @@ impl Arguments {
 fn name(checkout: &Checkout, dir: &Path, path: &Path) -> String {
     let below = path.strip_prefix(checkout.app()).unwrap_or(path);
     shown(&if dir == Path::new(".") { below.to_owned() } else { dir.join(below) })
+}
+
+/// Checks a single file without knowing the application: the syntax of its placeholders, or its rules.
+fn check_file(path: &Path, name: &str, text: &str) -> Vec<Failure> {
+    let file = path.file_name().unwrap_or_default().to_string_lossy();
+    if file == ".pinion.yaml" || (file.starts_with(".pinion-") && !file.starts_with(".pinion-lock-")) {
+        let mut reader = Reader::default();
+        reader.file(name, text);
+        let errors = reader.finish().err().unwrap_or_default();
+        return errors.into_iter().map(|error| Failure::text(error.place, error.problem, error.hint)).collect();
+    }
+    match Scan::of(text) {
+        Ok(scan) => scan.iter().flat_map(|scan| &scan.errors).map(|error| placeholder_failure(name, 0, error)).collect(),
+        // A Helm template need not be YAML before it is rendered: its placeholders are read line by line.
+        Err(_) if path.components().any(|part| part.as_os_str() == "templates") => {
+            let errors = text.lines().enumerate().filter_map(|(line, text)| Some((line, Scan::raw(text)?)));
+            errors
+                .flat_map(|(line, scan)| {
+                    scan.errors.iter().map(|error| placeholder_failure(name, line, error)).collect::<Vec<_>>()
+                })
+                .collect()
+        }
+        Err(error) => vec![placeholder_failure(name, 0, &error)],
+    }
 }

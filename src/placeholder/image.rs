@@ -5,9 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Scan;
+use super::{Scan, Site};
 use crate::image::{Reference, Repository, printable, split_tag};
-use crate::values::Site;
 use crate::yaml::{Kind, NodeId, Tree};
 
 /// Which sibling keys may name an image.

@@ -16,10 +16,10 @@ use super::{Data, RenderError, Source, Targets, Tools, environment, text};
 use crate::application::Application;
 use crate::image::{Repository, printable};
 use crate::parameters::HelmOptions;
-use crate::placeholder::Scan;
 use crate::placeholder::image::ImageNotFound;
+use crate::placeholder::{Scan, Site};
 use crate::process::Child;
-use crate::values::{Site, Value};
+use crate::values::Value;
 use crate::workspace::{ANY_DEPTH, Checkout, Workspace, WorkspaceError, shown};
 use crate::yaml::{NodeId, Tree};
 

@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 use super::{Data, RenderError, Source, Targets, Tools, environment, no_flag, text};
 use crate::application::Application;
 use crate::image::{Repository, printable};
-use crate::placeholder::Scan;
 use crate::placeholder::image::{ImageNotFound, Siblings, beside};
+use crate::placeholder::{Scan, Site};
 use crate::process::Child;
-use crate::values::Site;
 use crate::workspace::{Checkout, Workspace, WorkspaceError, shown};
 use crate::yaml::{NodeId, Tree};
 

@@ -1,0 +1,182 @@
+//! What an application asks: its placeholders and rules become questions, each with its place for messages.
+
+use std::collections::BTreeMap;
+
+use crate::failure::{Failure, Failures, chain};
+use crate::image::{Repository, printable};
+use crate::placeholder::image::{self as placeholder_image, ImageNotFound};
+use crate::placeholder::words::Target as Meaning;
+use crate::placeholder::{Placeholder, PlaceholderError, Scan, Site};
+use crate::policy::Policy;
+use crate::registry::Access;
+use crate::render::Plan;
+use crate::resolve::Question;
+use crate::rules::{self, Rule, Rules};
+
+/// Placeholders that one render may hold.
+const MAX_PLACEHOLDERS: usize = 10_000;
+
+/// A text with its name.
+pub(super) struct Text<'a> {
+    pub name: &'a str,
+    pub text: &'a str,
+    /// Is it one string, not YAML?
+    pub is_raw: bool,
+}
+
+impl<'a> Text<'a> {
+    /// What a tool will read as data.
+    pub(super) fn of(plan: &'a Plan) -> Vec<Self> {
+        plan.data().iter().map(|data| Self { name: &data.name, text: &data.text, is_raw: data.is_raw() }).collect()
+    }
+
+    /// A place in a text of one string would count from its own start, where nobody looks.
+    fn failure(&self, error: &PlaceholderError) -> Failure {
+        let failure = placeholder_failure(self.name, 0, error);
+        if self.is_raw { Failure { place: self.name.to_owned(), ..failure } } else { failure }
+    }
+}
+
+/// Scans every text; mistakes of all of them come back together.
+pub(super) fn scan_all<'t>(texts: &[Text<'t>]) -> Result<Vec<Option<Scan<'t>>>, Failures> {
+    let mut failures = Vec::new();
+    let mut scans = Vec::new();
+    let mut count = 0;
+    for text in texts {
+        let scan = if text.is_raw { Ok(Scan::raw(text.text)) } else { Scan::of(text.text) };
+        match scan {
+            Ok(scan) => {
+                let (errors, found) = scan.as_ref().map_or((&[][..], 0), |scan| (&scan.errors[..], scan.placeholders.len()));
+                failures.extend(errors.iter().map(|error| text.failure(error)));
+                count += found;
+                scans.push(scan);
+            }
+            Err(error) => failures.push(text.failure(&error)),
+        }
+    }
+    if count > MAX_PLACEHOLDERS {
+        failures.push(Failure::text("", format!("{count} placeholders, at most {MAX_PLACEHOLDERS} are allowed"), None));
+    }
+    if failures.is_empty() { Ok(scans) } else { Err(Failures(failures)) }
+}
+
+/// Something that wants a pin.
+pub(super) struct Ask {
+    pub wants: Wants,
+    /// For messages.
+    pub place: String,
+    /// As it is written, for messages.
+    pub source: String,
+    pub alias: Option<String>,
+    pub question: Question,
+    /// The image was not named but found beside the placeholder.
+    pub is_guess: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wants {
+    Placeholder(Site),
+    /// The rule with this place in the list.
+    Rule(usize),
+}
+
+/// The image that stands beside each placeholder.
+pub(super) type Images = BTreeMap<Site, Result<Repository, ImageNotFound>>;
+
+/// The image before the placeholder, else the one that stands beside it, which is a guess. None where the placeholder is overridden.
+fn infer(inferred: &Images, site: Site, placeholder: &Placeholder) -> Option<Result<(Repository, bool), ImageNotFound>> {
+    let beside = inferred.get(&site)?;
+    Some(match placeholder_image::before(&placeholder.before) {
+        Ok(Some(image)) => Ok((image, false)),
+        Ok(None) => beside.clone().map(|image| (image, true)),
+        Err(error) => Err(error),
+    })
+}
+
+/// What the placeholders of some texts ask, with every image that could not be found.
+pub(super) fn asks(
+    rules: &Rules,
+    texts: &[Text<'_>],
+    scans: &[Option<Scan<'_>>],
+    inferred: &Images,
+) -> Result<Vec<Ask>, Failures> {
+    let mut asks = Vec::new();
+    let mut failures = Vec::new();
+    for (data, scan) in scans.iter().enumerate() {
+        let Some(scan) = scan else { continue };
+        for (index, placeholder) in scan.placeholders.iter().enumerate() {
+            let site = (data, index);
+            let Placeholder { line, column, .. } = placeholder;
+            let place =
+                if texts[data].is_raw { texts[data].name.to_owned() } else { format!("{}:{line}:{column}", texts[data].name) };
+            let Some(image) = infer(inferred, site, placeholder) else { continue };
+            match meaning(rules, placeholder, image) {
+                Ok((question, alias, is_guess)) => {
+                    let source = placeholder.source.clone();
+                    asks.push(Ask { wants: Wants::Placeholder(site), place, source, alias, question, is_guess });
+                }
+                Err((error, hint)) => {
+                    let message = format!("`{}`: {error}", printable(&placeholder.source));
+                    failures.push(Failure::text(place, message, Some(hint)));
+                }
+            }
+        }
+    }
+    if failures.is_empty() { Ok(asks) } else { Err(Failures(failures)) }
+}
+
+/// A placeholder's question, its alias, and whether its image is a guess.
+fn meaning(
+    rules: &Rules,
+    placeholder: &Placeholder,
+    inferred: Result<(Repository, bool), ImageNotFound>,
+) -> Result<(Question, Option<String>, bool), (String, String)> {
+    match &placeholder.spec.target {
+        Meaning::Rule(alias) => match rules.get(alias) {
+            Some(rule) => Ok((rule_question(rule), Some(alias.clone()), false)),
+            None => {
+                let known: Vec<String> = rules.rules.iter().map(|rule| rule.alias.clone()).collect();
+                Err((format!("unknown alias `{}`", printable(alias)), rules::aliases_hint(&known)))
+            }
+        },
+        Meaning::Image { repository, policy } => {
+            let (repository, is_guess) = match repository {
+                Some(repository) => (repository.clone(), false),
+                None => inferred.map_err(|error| (error.to_string(), error.hint()))?,
+            };
+            if is_guess && !placeholder.is_alone {
+                let hint = "let the placeholder be the whole value, or name the image in it".to_owned();
+                return Err(("with the text around it, the tag would not be the one that is chosen".into(), hint));
+            }
+            Ok((question(repository, policy, placeholder.spec.pull_secret.as_deref()), None, is_guess))
+        }
+    }
+}
+
+fn question(repository: Repository, policy: &Policy, pull_secret: Option<&str>) -> Question {
+    let access = pull_secret.map_or_else(Access::operator, Access::secret);
+    Question { repository, policy: policy.clone(), access }
+}
+
+fn rule_question(rule: &Rule) -> Question {
+    question(rule.repository.clone(), &rule.policy, rule.pull_secret.as_deref())
+}
+
+/// What the rules ask. One that only names an image for `$(pin @alias)` would be rewritten to the same tag.
+pub(super) fn rule_asks(rules: &Rules) -> Vec<Ask> {
+    let ask = |(index, rule): (usize, &Rule)| Ask {
+        wants: Wants::Rule(index),
+        place: format!("rule `{}`", rule.alias),
+        source: String::new(),
+        alias: Some(rule.alias.clone()),
+        question: rule_question(rule),
+        is_guess: false,
+    };
+    rules.rules.iter().enumerate().map(ask).collect()
+}
+
+/// A faulty placeholder. `above` counts the lines above the text in which its own line counts.
+pub(crate) fn placeholder_failure(name: &str, above: usize, error: &PlaceholderError) -> Failure {
+    let message = format!("`{}`: {}", error.source_text, chain(&error.mistake));
+    Failure::text(format!("{name}:{}:{}", error.line + above, error.column), message, error.hint())
+}
