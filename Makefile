@@ -23,7 +23,7 @@ lint: ## Formatting and clippy
 	cargo clippy --all-targets --locked -- -D warnings
 
 bench: ## Measure, against peers where there are any
-	scripts/tools helm kustomize skopeo
+	scripts/tools helm kustomize skopeo registry docker-registry
 	cargo bench --locked
 
 tools: ## Fetch the tools that the tests run into .tools/bin

@@ -14,5 +14,6 @@ mod cli;
 mod examples;
 mod faults;
 mod parity;
+mod peers;
 mod purity;
 mod tree;
