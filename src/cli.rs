@@ -5,8 +5,10 @@ pub mod generate;
 pub mod resolve;
 pub mod select;
 
+use std::io::Write;
 use std::sync::Arc;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
@@ -118,8 +120,16 @@ fn configured(raw: config::Raw) -> anyhow::Result<Config> {
 /// Prints a value in a format for programs.
 fn print(format: Format, value: &impl Serialize) -> anyhow::Result<()> {
     match format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(value)?),
-        Format::Text | Format::Yaml => print!("{}", serde_yaml::to_string(value)?),
+        Format::Json => write(&(serde_json::to_string_pretty(value)? + "\n")),
+        Format::Text | Format::Yaml => write(&serde_yaml::to_string(value)?),
     }
-    Ok(())
+}
+
+/// Writes to standard output. A reader that has gone away wants no more, which is no failure.
+fn write(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output cannot be written"),
+        _ => Ok(()),
+    }
 }

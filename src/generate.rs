@@ -80,6 +80,10 @@ pub async fn generate<S: TagSource>(
     prove(&rendered)?;
     let manifests = unescape_all(rendered);
 
+    let idle = application.parameters.of_other_tools(plan.tool());
+    notes.extend(
+        idle.iter().map(|name| format!("parameter `{name}` has no effect: the application is rendered by `{}`", plan.tool())),
+    );
     notes.extend(rules.notes.iter().cloned());
     notes.extend(answering.doubts(&manifests));
     notes.extend(answering.unused());

@@ -24,7 +24,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_logging(log: &Log) -> Result<(), tracing_subscriber::filter::ParseError> {
+fn start_logging(log: &Log) -> anyhow::Result<()> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
+    let words = log.log_level.split(',').map(|word| word.rsplit_once('=').map_or(word, |(_, level)| level));
+    for word in words {
+        anyhow::ensure!(is_level(word.trim()), "`{word}` is not one of {}", LEVELS.join(", "));
+    }
     let filter = EnvFilter::try_new(&log.log_level)?;
     let start = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match log.log_format {

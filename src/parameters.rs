@@ -4,7 +4,7 @@
 //! `plugin.yaml` announces (a test keeps the two equal); an unknown name or a value of another type is an error, because a setting
 //! that is silently ignored deploys the wrong thing. An empty value counts as not given: Argo CD's UI sends those.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
@@ -21,6 +21,8 @@ pub struct Parameters {
     pub helm: HelmOptions,
     pub kustomize: KustomizeOptions,
     pub directory: DirectoryOptions,
+    /// Names of those that were given a value.
+    pub given: BTreeSet<String>,
 }
 
 /// Where pins come from.
@@ -134,6 +136,11 @@ pub struct RawParameter {
 }
 
 impl RawParameter {
+    fn is_filled(&self) -> bool {
+        let text = self.string.as_ref().is_some_and(|text| !text.is_empty());
+        text || self.array.as_ref().is_some_and(|array| !array.is_empty()) || self.map.as_ref().is_some_and(|map| !map.is_empty())
+    }
+
     fn wrong(&self, takes: &'static str) -> ParameterError {
         ParameterError::Type { name: printable(&self.name), takes }
     }
@@ -243,15 +250,29 @@ impl Parameters {
     pub fn read(raw: Vec<RawParameter>) -> Result<Self, Vec<ParameterError>> {
         let mut parameters = Self::default();
         let mut errors = Vec::new();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for parameter in raw {
             if !seen.insert(parameter.name.clone()) {
                 errors.push(ParameterError::Twice(printable(&parameter.name)));
-            } else if let Err(error) = parameters.take(parameter) {
+                continue;
+            }
+            if parameter.is_filled() {
+                parameters.given.insert(parameter.name.clone());
+            }
+            if let Err(error) = parameters.take(parameter) {
                 errors.push(error);
             }
         }
         if errors.is_empty() { Ok(parameters) } else { Err(errors) }
+    }
+
+    /// Parameters of other tools than this one, which have no effect.
+    pub fn of_other_tools(&self, tool: &str) -> Vec<&str> {
+        let others = ["helm", "kustomize", "directory"].into_iter().filter(|other| *other != tool);
+        let of = |other: &str| {
+            self.given.iter().filter(move |name| name.split('-').next() == Some(other)).map(String::as_str).collect::<Vec<_>>()
+        };
+        others.flat_map(of).collect()
     }
 
     fn take(&mut self, raw: RawParameter) -> Result<(), ParameterError> {

@@ -9,6 +9,7 @@
 pub mod image;
 pub mod words;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use granit_parser::ScalarStyle;
@@ -42,7 +43,26 @@ pub struct Placeholder {
     pub before: String,
     /// Is there nothing else in the scalar?
     pub is_alone: bool,
+    /// Does a character that could belong to a tag stand right before or behind it?
+    pub is_touched: bool,
+    pub form: Form,
     pub spec: Spec,
+}
+
+impl Placeholder {
+    /// Is the image left to what stands around the placeholder?
+    pub fn names_no_image(&self) -> bool {
+        matches!(self.spec.target, words::Target::Image { repository: None, .. })
+    }
+}
+
+/// What stands in a placeholder's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `tag[@digest]`
+    Tag,
+    /// The digest alone: behind an `@`, or as the value of a key `digest`.
+    Digest,
 }
 
 /// A placeholder that cannot be understood.
@@ -120,6 +140,7 @@ impl<'t> Scan<'t> {
         for id in 0..scan.tree.nodes().count() {
             scan.scan_scalar(id);
         }
+        scan.find_digests();
         let nothing = scan.placeholders.is_empty() && scan.errors.is_empty() && scan.escapes.is_empty();
         Ok((!nothing).then_some(scan))
     }
@@ -131,6 +152,19 @@ impl<'t> Scan<'t> {
         scan.scan_scalar(0);
         let nothing = scan.placeholders.is_empty() && scan.errors.is_empty() && scan.escapes.is_empty();
         (!nothing).then_some(scan)
+    }
+
+    /// A value whose key is `digest` is to be a digest.
+    fn find_digests(&mut self) {
+        if self.placeholders.is_empty() {
+            return;
+        }
+        let entries = self.tree.nodes().flat_map(|(id, _)| self.tree.own_entries(id));
+        let values: BTreeSet<NodeId> =
+            entries.filter(|(key, _)| self.tree.text(*key) == Some("digest")).map(|(_, value)| *value).collect();
+        for placeholder in self.placeholders.iter_mut().filter(|placeholder| values.contains(&placeholder.scalar)) {
+            placeholder.form = Form::Digest;
+        }
     }
 
     fn scan_scalar(&mut self, id: NodeId) {
@@ -173,6 +207,8 @@ impl<'t> Scan<'t> {
                         source: decoded[at..from].to_owned(),
                         before: tail(&decoded[..at]).to_owned(),
                         is_alone: decoded[..at].trim_end().is_empty() && decoded[from..].trim_start().is_empty(),
+                        is_touched: decoded[..at].ends_with(is_of_a_tag) || decoded[from..].starts_with(is_of_a_tag),
+                        form: if decoded[..at].ends_with('@') { Form::Digest } else { Form::Tag },
                         spec,
                     });
                 }
@@ -237,6 +273,10 @@ pub(crate) fn splice(text: &str, base: usize, edits: &[(Range<usize>, String)]) 
 /// A plain scalar's text in quotes: double ones, or single ones where the text holds what double ones would interpret.
 pub(crate) fn quote(plain: &str) -> String {
     if plain.contains(['"', '\\']) { format!("'{}'", plain.replace('\'', "''")) } else { format!("\"{plain}\"") }
+}
+
+fn is_of_a_tag(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-')
 }
 
 const WHITE: [char; 4] = [' ', '\t', '\r', '\n'];

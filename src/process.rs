@@ -71,7 +71,7 @@ impl ProcessError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Start { program, source } if source.kind() == io::ErrorKind::NotFound => {
-                Some(format!("install `{program}`, or name its path with a flag (`pinion generate --help`)"))
+                Some(format!("install it, or say where it is with `--{}`", Path::new(program).file_name()?.to_string_lossy()))
             }
             Self::Deadline { .. } => Some("raise `--render-timeout`, and Argo CD's own timeouts with it".into()),
             _ => None,
@@ -181,7 +181,9 @@ fn told(status: ExitStatus) -> String {
 
 /// The last lines, free of control characters. The end is where tools say what is wrong.
 fn clean(stderr: &str) -> String {
-    let lines: Vec<&str> = stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+    // Some tools print their whole usage behind the error.
+    let told = stderr.lines().take_while(|line| !line.starts_with("Usage:"));
+    let lines: Vec<&str> = told.filter(|line| !line.trim().is_empty()).collect();
     let from = lines.len().saturating_sub(STDERR_LINES);
     let long = |line: &str| {
         line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).take(1000).collect::<String>()

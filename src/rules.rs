@@ -225,6 +225,8 @@ impl Reader {
     }
 
     fn setting(&mut self, key: &str, value: &str) {
+        // Annotations may be pasted as they are.
+        let key = key.strip_prefix("argocd-image-updater.argoproj.io/").unwrap_or(key);
         let place = format!("parameter `image-settings`, key `{}`", printable(key));
         if NO_EFFECT.contains(&key) {
             return self.notes.push(format!("{place}: read by `record`, without effect on this render"));
@@ -527,7 +529,11 @@ images:
 
     #[test]
     fn later_sources_win_field_by_field() {
-        let settings = [("web.helm.image-tag", "x.tag"), ("api.allow-tags", "regexp:^v"), ("ignore-tags", "a*, b*")];
+        let settings = [
+            ("argocd-image-updater.argoproj.io/web.helm.image-tag", "x.tag"),
+            ("api.allow-tags", "regexp:^v"),
+            ("ignore-tags", "a*, b*"),
+        ];
         let rules = read(&[FILE], &["api=ghcr.io/acme/api:~2", "new=nginx", "redis:>=7"], &settings).expect("rules");
         let web = rules.get("web").expect("web");
         assert_eq!(

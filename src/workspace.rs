@@ -32,6 +32,8 @@ pub const ANY_DEPTH: usize = 100;
 pub enum WorkspaceError {
     #[error("`{path}` does not exist")]
     Missing { path: String },
+    #[error("`{path}` is not a directory")]
+    NoDirectory { path: String },
     #[error("`{path}` leads outside the checkout")]
     Outside { path: String },
     #[error("`{path}` is longer than {limit} bytes")]
@@ -77,7 +79,7 @@ impl Checkout {
     pub fn open(dir: &Path, source_path: Option<&str>) -> Result<Self, WorkspaceError> {
         let dir = fs::canonicalize(dir).map_err(|error| WorkspaceError::io(dir, error))?;
         if !dir.is_dir() {
-            return Err(WorkspaceError::Missing { path: shown(&dir) });
+            return Err(WorkspaceError::NoDirectory { path: shown(&dir) });
         }
         let root = match source_path {
             Some(path) => {

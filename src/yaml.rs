@@ -148,6 +148,14 @@ impl<'t> Tree<'t> {
         }
     }
 
+    /// The entries of a mapping itself, not through an alias.
+    pub fn own_entries(&self, id: NodeId) -> &[(NodeId, NodeId)] {
+        match &self.nodes[id].kind {
+            Kind::Mapping(entries) => entries,
+            _ => &[],
+        }
+    }
+
     /// The items of a sequence, through an alias; none for anything else.
     pub fn items(&self, id: NodeId) -> &[NodeId] {
         match &self.nodes[self.follow(id)].kind {

@@ -11,7 +11,7 @@ use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::generate::asks::placeholder_failure;
 use crate::generate::check;
-use crate::placeholder::Scan;
+use crate::placeholder::{PlaceholderError, Scan};
 use crate::rules::Reader;
 use crate::workspace::{ANY_DEPTH, Checkout, shown};
 
@@ -99,14 +99,19 @@ fn check_file(path: &Path, name: &str, text: &str) -> Vec<Failure> {
         let errors = reader.finish().err().unwrap_or_default();
         return errors.into_iter().map(|error| Failure::text(error.place, error.problem, error.hint)).collect();
     }
+    let is_template = path.components().any(|part| part.as_os_str() == "templates");
+    // What a template writes into a placeholder is known once it is rendered.
+    let is_known = |error: &&PlaceholderError| !(is_template && error.source_text.contains("{{"));
     match Scan::of(text) {
-        Ok(scan) => scan.iter().flat_map(|scan| &scan.errors).map(|error| placeholder_failure(name, 0, error)).collect(),
+        Ok(scan) => {
+            scan.iter().flat_map(|scan| &scan.errors).filter(is_known).map(|error| placeholder_failure(name, 0, error)).collect()
+        }
         // A Helm template need not be YAML before it is rendered: its placeholders are read line by line.
-        Err(_) if path.components().any(|part| part.as_os_str() == "templates") => {
+        Err(_) if is_template => {
             let errors = text.lines().enumerate().filter_map(|(line, text)| Some((line, Scan::raw(text)?)));
             errors
                 .flat_map(|(line, scan)| {
-                    scan.errors.iter().map(|error| placeholder_failure(name, line, error)).collect::<Vec<_>>()
+                    scan.errors.iter().filter(is_known).map(|error| placeholder_failure(name, line, error)).collect::<Vec<_>>()
                 })
                 .collect()
         }

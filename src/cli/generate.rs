@@ -22,7 +22,7 @@ use crate::workspace::Checkout;
 /// exactly what Argo CD would get. DIR is only read.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// The application's directory
+    /// The application's directory; or the repository's root, where the manifest's `source.path` is below it
     #[arg(default_value = ".")]
     dir: PathBuf,
 

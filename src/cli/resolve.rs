@@ -2,11 +2,11 @@
 
 use clap::Args;
 
-use super::{Format, Outcome, Usage, configured, print, resolver};
+use super::{Format, Outcome, Usage, configured, print, resolver, write};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::image::Repository;
-use crate::pin::{Freshness, Pin};
+use crate::pin::{Considered, Freshness, Pin};
 use crate::placeholder::words::{Spec, Target, Words};
 use crate::registry::Access;
 use crate::resolve::{Question, ResolveError};
@@ -52,7 +52,10 @@ impl Arguments {
             Ok(pin) => pin,
             Err(error) => {
                 let failure = Failure::new("", &error, error.hint());
-                if matches!(error, ResolveError::NoMatch { .. }) {
+                if let ResolveError::NoMatch { source, .. } = &error {
+                    if self.explain {
+                        eprintln!("{}\n{}", question.name(), Considered::from(&source.funnel));
+                    }
                     eprintln!("error: {failure}");
                     return Ok(Outcome::NoPermittedTag);
                 }
@@ -63,7 +66,7 @@ impl Arguments {
             eprintln!("{}", explain(&pin));
         }
         match self.output {
-            Format::Text => println!("{}", pin.pinned),
+            Format::Text => write(&format!("{}\n", pin.pinned))?,
             format => print(format, &pin.report())?,
         }
         Ok(Outcome::Done)

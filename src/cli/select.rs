@@ -8,7 +8,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{Format, Outcome, Usage, print};
+use super::{Format, Outcome, Usage, print, write};
 use crate::failure::Failure;
 use crate::image::{Digest, Platform, Tag, printable};
 use crate::pin::{Considered, Pinned};
@@ -73,6 +73,9 @@ impl Arguments {
         let selection = match policy.select(&candidates, Timestamp::now()) {
             Ok(selection) => selection,
             Err(no_match) if no_match.missing.is_empty() => {
+                if self.explain {
+                    eprintln!("{policy}\n{}", Considered::from(&no_match.funnel));
+                }
                 eprintln!("error: {}", Failure::new("", &no_match, no_match.hint()));
                 return Ok(Outcome::NoPermittedTag);
             }
@@ -83,11 +86,11 @@ impl Arguments {
         };
         let considered = Considered::from(&selection.funnel);
         if self.explain {
-            eprintln!("{policy}\n{considered}");
+            eprintln!("{policy}\n{considered}\n{:>7} {}", "=>", selection.tag);
         }
         let digest = selection.digest.filter(|_| policy.pins_digest());
         match self.output {
-            Format::Text => println!("{}", Pinned { tag: selection.tag, digest }),
+            Format::Text => write(&format!("{}\n", Pinned { tag: selection.tag, digest }))?,
             format => {
                 let digest = digest.map(|digest| digest.to_string());
                 print(format, &Report { tag: selection.tag.to_string(), digest, created: selection.created, considered })?;
@@ -111,14 +114,17 @@ fn read(input: impl BufRead) -> anyhow::Result<Vec<Candidate>> {
     for (number, line) in input.take(MAX_INPUT).lines().enumerate() {
         let line = line.context("standard input cannot be read")?;
         let wrong = |problem: &dyn std::fmt::Display| anyhow::anyhow!("standard input:{}: {problem}", number + 1);
-        let text = line.trim();
+        let text = line.trim_start_matches('\u{feff}').trim();
         if text.is_empty() {
             continue;
         }
         if !text.starts_with('{') {
             match text.parse() {
                 Ok(tag) => drop(found.entry(tag).or_default()),
-                Err(_) => dropped += 1,
+                Err(error) => {
+                    tracing::debug!(%error, "dropped");
+                    dropped += 1;
+                }
             }
             continue;
         }

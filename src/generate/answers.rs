@@ -8,9 +8,9 @@ use crate::failure::{Failure, Failures};
 use crate::image::{Repository, printable};
 use crate::manifest::{self, Document, ImagePath};
 use crate::parameters::Mode;
-use crate::pin::{Freshness, Given, Pin};
-use crate::placeholder::Scan;
+use crate::pin::{Freshness, Given, Pin, Pinned};
 use crate::placeholder::image::beside_each;
+use crate::placeholder::{Form, Placeholder, Scan};
 use crate::registry::TagSource;
 use crate::render::Targets;
 use crate::resolve::{Question, Resolver};
@@ -46,12 +46,18 @@ impl<'a, S: TagSource> Answering<'a, S> {
         let mut failures = Vec::new();
         let mut open = Vec::new();
         for ask in asks {
+            let needs_digest = ask.form == Form::Digest;
             let Question { repository, policy, .. } = &ask.question;
             self.used.extend(ask.alias.iter().cloned().chain([repository.text().to_owned(), repository.to_string()]));
             if let (Wants::Placeholder(_), Some(alias)) = (&ask.wants, &ask.alias) {
                 self.mentioned.insert(alias.clone());
             }
             match self.given.get(ask.alias.as_deref(), repository, policy) {
+                Some(pinned) if needs_digest && pinned.digest.is_none() => {
+                    let message =
+                        format!("{}a digest is wanted here, and the given pin `{pinned}` has none", quoted(&ask.source));
+                    failures.push(Failure::text(ask.place, message, Some("write it as `tag@sha256:…`".into())));
+                }
                 Some(pinned) => {
                     let pin = Pin {
                         repository: repository.clone(),
@@ -81,6 +87,11 @@ impl<'a, S: TagSource> Answering<'a, S> {
         let pins = if questions.is_empty() { Vec::new() } else { self.resolver.resolve(&questions).await };
         for (ask, pin) in open.into_iter().zip(pins) {
             match pin {
+                Ok(pin) if ask.form == Form::Digest && pin.pinned.digest.is_none() => {
+                    let message =
+                        format!("{}a digest is wanted here, and the fallback `{}` has none", quoted(&ask.source), pin.pinned);
+                    failures.push(Failure::text(ask.place, message, None));
+                }
                 Ok(pin) => {
                     self.note(pin.clone(), ask.is_guess);
                     answers.insert(ask.wants, pin);
@@ -243,8 +254,14 @@ pub(super) fn substitute(scans: &[Option<Scan<'_>>], answers: &Answers) -> BTree
     let mut changed = BTreeMap::new();
     for (data, scan) in scans.iter().enumerate() {
         let Some(scan) = scan else { continue };
-        let value = |index| answers.get(&Wants::Placeholder((data, index))).map(|pin| pin.pinned.to_string());
-        let values: Vec<Option<String>> = (0..scan.placeholders.len()).map(value).collect();
+        let value = |(index, placeholder): (usize, &Placeholder)| {
+            let Pinned { digest, .. } = &answers.get(&Wants::Placeholder((data, index)))?.pinned;
+            Some(match (placeholder.form, digest) {
+                (Form::Digest, Some(digest)) => digest.to_string(),
+                _ => answers[&Wants::Placeholder((data, index))].pinned.to_string(),
+            })
+        };
+        let values: Vec<Option<String>> = scan.placeholders.iter().enumerate().map(value).collect();
         if values.iter().any(Option::is_some) {
             changed.insert(data, scan.substitute(&values));
         }

@@ -6,7 +6,7 @@ use crate::failure::{Failure, Failures, chain};
 use crate::image::{Repository, printable};
 use crate::placeholder::image::{self as placeholder_image, ImageNotFound};
 use crate::placeholder::words::Target as Meaning;
-use crate::placeholder::{Placeholder, PlaceholderError, Scan, Site};
+use crate::placeholder::{Form, Placeholder, PlaceholderError, Scan, Site};
 use crate::policy::Policy;
 use crate::registry::Access;
 use crate::render::Plan;
@@ -71,6 +71,7 @@ pub(super) struct Ask {
     pub question: Question,
     /// The image was not named but found beside the placeholder.
     pub is_guess: bool,
+    pub form: Form,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,7 +114,8 @@ pub(super) fn asks(
             match meaning(rules, placeholder, image) {
                 Ok((question, alias, is_guess)) => {
                     let source = placeholder.source.clone();
-                    asks.push(Ask { wants: Wants::Placeholder(site), place, source, alias, question, is_guess });
+                    let form = placeholder.form;
+                    asks.push(Ask { wants: Wants::Placeholder(site), place, source, alias, question, is_guess, form });
                 }
                 Err((error, hint)) => {
                     let message = format!("`{}`: {error}", printable(&placeholder.source));
@@ -140,13 +142,23 @@ fn meaning(
             }
         },
         Meaning::Image { repository, policy } => {
+            let glued = || {
+                let hint = "let the placeholder be the whole tag: `--allow-tags` and `--extract` choose among tags with a prefix or suffix";
+                ("with the text around it, the tag would not be the one that is chosen".to_owned(), hint.to_owned())
+            };
+            if placeholder.names_no_image() && placeholder.is_touched {
+                return Err(glued());
+            }
             let (repository, is_guess) = match repository {
                 Some(repository) => (repository.clone(), false),
                 None => inferred.map_err(|error| (error.to_string(), error.hint()))?,
             };
             if is_guess && !placeholder.is_alone {
-                let hint = "let the placeholder be the whole value, or name the image in it".to_owned();
-                return Err(("with the text around it, the tag would not be the one that is chosen".into(), hint));
+                return Err(glued());
+            }
+            if placeholder.form == Form::Digest && !policy.pins_digest() {
+                let hint = "add `--with-digest`, or follow a tag with `digest TAG`".to_owned();
+                return Err(("a digest is wanted here, and the policy gives none".into(), hint));
             }
             Ok((question(repository, policy, placeholder.spec.pull_secret.as_deref()), None, is_guess))
         }
@@ -171,6 +183,7 @@ pub(super) fn rule_asks(rules: &Rules) -> Vec<Ask> {
         alias: Some(rule.alias.clone()),
         question: rule_question(rule),
         is_guess: false,
+        form: Form::Tag,
     };
     rules.rules.iter().enumerate().map(ask).collect()
 }

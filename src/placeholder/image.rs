@@ -39,18 +39,19 @@ impl ImageNotFound {
     }
 }
 
-/// The image before a placeholder in the same scalar: the text up to its colon.
+/// The image before a placeholder in the same scalar: the text up to its colon, or up to the `@` before a digest.
 ///
 /// # Errors
 ///
 /// [`ImageNotFound::NotAnImage`] when a colon stands there, but no image before it.
 pub fn before(text: &str) -> Result<Option<Repository>, ImageNotFound> {
-    let Some(head) = text.strip_suffix(':') else { return Ok(None) };
+    let Some(head) = text.strip_suffix(':').or_else(|| text.strip_suffix('@')) else { return Ok(None) };
     let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':');
     let start = head.char_indices().rev().find(|(_, c)| !part(*c)).map_or(0, |(at, c)| at + c.len_utf8());
     let name = &head[start..];
     // A URL's scheme is no part of the name: `docker://ghcr.io/acme/web:$(pin …)`.
     let name = name.rsplit_once("//").map_or(name, |(_, name)| name);
+    let name = if text.ends_with('@') { split_tag(name).0 } else { name };
     let place = "before the placeholder".to_owned();
     name.parse().map(Some).map_err(|_| ImageNotFound::NotAnImage { text: printable(head), place })
 }
@@ -70,15 +71,17 @@ pub fn siblings(
 ) -> Result<Option<Repository>, ImageNotFound> {
     let filled = |key: &str| sibling(key).filter(|text| !text.is_empty());
     let named = |key: &str| filled(key).map(|text| read(&text, &format!("in `{key}`")));
+    // A chart puts the tag behind its repository, so that one with a tag would get two.
+    let bare = |key: &str| filled(key).map(|text| read_bare(&text, &format!("in `{key}`")));
     let found = match keys {
         Siblings::Kustomize => named("newName").or_else(|| named("name")),
         Siblings::Values => match (sibling("registry"), filled("repository")) {
             (Some(own), Some(repository)) => {
                 let registry = global_registry.filter(|text| !text.is_empty()).unwrap_or(&own);
                 let text = if registry.is_empty() { repository } else { format!("{registry}/{repository}") };
-                Some(read(&text, "in `registry` and `repository`"))
+                Some(read_bare(&text, "in `registry` and `repository`"))
             }
-            _ => named("repository").or_else(|| named("image")).or_else(|| named("repo")),
+            _ => bare("repository").or_else(|| named("image")).or_else(|| named("repo")),
         },
     };
     found.transpose()
@@ -121,6 +124,11 @@ pub fn looked_at(keys: Siblings) -> String {
     }
 }
 
+/// Reads an image name without a tag.
+fn read_bare(text: &str, place: &str) -> Result<Repository, ImageNotFound> {
+    text.parse().map_err(|_| ImageNotFound::NotAnImage { text: printable(text), place: place.to_owned() })
+}
+
 /// Reads an image name that may carry a tag or a digest, which does not count.
 fn read(text: &str, place: &str) -> Result<Repository, ImageNotFound> {
     let name = text.parse::<Reference>().map(|reference| reference.repository);
@@ -139,6 +147,8 @@ mod tests {
         assert_eq!(found("docker run --rm localhost:5000/a/b:").as_deref(), Some("localhost:5000/a/b"));
         assert_eq!(found("IMAGE=nginx:").as_deref(), Some("nginx"));
         assert_eq!(found("docker://ghcr.io/a/b:").as_deref(), Some("ghcr.io/a/b"));
+        assert_eq!(found("ghcr.io/a/b@").as_deref(), Some("ghcr.io/a/b"));
+        assert_eq!(found("localhost:5000/a/b:1.2@").as_deref(), Some("localhost:5000/a/b"));
         assert_eq!(found(""), None);
         assert_eq!(found("v"), None);
         assert_eq!(
@@ -177,6 +187,8 @@ mod tests {
             error,
             "no image found: none stands before the placeholder, and none of `repository`, `image`, `repo` beside it"
         );
+        let error = beside_tag("{repository: 'a/b:1.0', tag: $(pin ~1)}", Siblings::Values).expect_err("a tag already");
+        assert_eq!(error, "`a/b:1.0` in `repository` is not an image name");
         let error = beside_tag("{repository: '{{ .x }}', tag: $(pin ~1)}", Siblings::Values).expect_err("no image");
         assert_eq!(error, "`{{ .x }}` in `repository` is not an image name");
     }

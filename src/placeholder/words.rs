@@ -4,7 +4,7 @@
 
 use clap::{Args, Parser};
 
-use crate::image::{ImageError, Repository, split_tag};
+use crate::image::{ImageError, Repository, printable, split_tag};
 use crate::policy::{Notation, Policy, PolicyError, Settings};
 
 /// Words and flags that say which image is meant and which of its tags is permitted.
@@ -82,8 +82,6 @@ pub enum WordsError {
     Flags(String),
     #[error("two images are named: `{0}` and `{1}`")]
     TwoImages(String, String),
-    #[error("the constraint is given twice: `{0}` and `{1}`")]
-    TwoConstraints(String, String),
     #[error("`@{0}` takes no other words: image and policy are the rule's")]
     AliasWithWords(String),
     #[error("`@` needs the alias of a rule, as in `@web`")]
@@ -102,7 +100,7 @@ impl WordsError {
             Self::Flags(_) => Some("`pinion resolve --help` lists the flags".into()),
             Self::Image(_) => Some("a word with `/` is read as an image".into()),
             Self::Policy(error) => error.hint(),
-            Self::TwoImages(..) | Self::TwoConstraints(..) | Self::AliasWithWords(_) | Self::EmptyAlias => None,
+            Self::TwoImages(..) | Self::AliasWithWords(_) | Self::EmptyAlias => None,
         }
     }
 }
@@ -162,12 +160,16 @@ impl Words {
             };
         }
         let strategy = rest.first().is_some_and(|word| is_strategy(word)).then(|| rest.remove(0));
+        if let Some(image) = image.as_deref().filter(|image| image.contains('@')) {
+            let reason = "it holds a digest, which is a pin already";
+            return Err(ImageError::Name { text: printable(image), reason }.into());
+        }
         let (name, behind) = match image.as_deref().map(split_tag) {
             Some((name, behind)) => (Some(name), behind.filter(|text| !text.is_empty())),
             None => (None, None),
         };
         let constraint = match (behind, rest.is_empty()) {
-            (Some(behind), false) => return Err(WordsError::TwoConstraints(behind.to_owned(), rest.join(" "))),
+            (Some(behind), false) => Some(format!("{behind} {}", rest.join(" "))),
             (Some(behind), true) => Some(behind.to_owned()),
             (None, false) => Some(rest.join(" ")),
             (None, true) => None,
@@ -228,6 +230,7 @@ mod tests {
         assert_eq!(policy(">=1.2 <2 --platform linux/arm64").1, policy("'>=1.2 <2' --platform=linux/arm64").1);
         assert_ne!(policy("newest-build --allow-tags ^main-").1, policy("newest-build").1);
         assert_eq!(policy("").1, policy("semver '*'").1);
+        assert_eq!(policy("a/b:>=1, <2").1, policy("'>=1, <2'").1);
         assert_eq!(policy("1.2 - 1.4").1, policy("'1.2 - 1.4'").1);
         assert_eq!(policy("v1.x").1, policy("semver v1.x").1);
     }
@@ -239,7 +242,7 @@ mod tests {
             ("~1 --allow", "unexpected argument `--allow` found"),
             ("~1 --allow-tags", "a value is required for `--allow-tags <REGEX>` but none was supplied"),
             ("a/b c/d", "two images are named: `a/b` and `c/d`"),
-            ("a/b:~1 ~2", "the constraint is given twice: `~1` and `~2`"),
+            ("a/b@sha256:12 ~1", "`a/b@sha256:12` is not an image name: it holds a digest, which is a pin already"),
             ("@web ~1", "`@web` takes no other words: image and policy are the rule's"),
             ("@", "`@` needs the alias of a rule, as in `@web`"),
             ("ghcr.io/Acme/web ~1", "`ghcr.io/Acme/web` is not an image name: repository names are lower case"),

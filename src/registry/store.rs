@@ -11,8 +11,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+use rustix::fs::OFlags;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,9 @@ const MAX_FILE: u64 = 128 * 1024 * 1024;
 
 /// Files of one kind; past this the longest unused are removed.
 const MAX_FILES: usize = 20_000;
+
+/// Longest wait for the lock.
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// What is known of one repository by one credential.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -188,7 +193,7 @@ impl Store {
                 Ok(value) => return Some(value),
                 Err(error) => error.to_string(),
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return None,
             Err(error) => error.to_string(),
         };
         let aside = path.with_extension("damaged");
@@ -214,8 +219,12 @@ impl Store {
         let path = self.path(section, key);
         let dir = path.parent().expect("a file of the store has a parent");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let lock = File::options().create(true).truncate(false).write(true).mode(0o600).open(self.root.join("v1/lock"))?;
-        lock.lock()?;
+        // Not blocking, whatever somebody put in its place.
+        let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true).mode(0o600).custom_flags(flags);
+        let lock = options.open(self.root.join("v1/lock"))?;
+        wait_for(&lock)?;
         let is_new = !path.exists();
         let Some(value) = change(self.read(section, key)) else { return Ok(()) };
         if is_new {
@@ -226,6 +235,21 @@ impl Store {
         file.as_file_mut().flush()?;
         file.persist(&path)?;
         Ok(())
+    }
+}
+
+/// Takes the lock, which others hold for moments; a stopped process must not stop everybody.
+fn wait_for(lock: &File) -> io::Result<()> {
+    let started = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(fs::TryLockError::WouldBlock) if started.elapsed() < MAX_WAIT => std::thread::sleep(Duration::from_millis(5)),
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds the lock"));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
     }
 }
 
@@ -325,6 +349,22 @@ mod tests {
         let store = Store::new("/proc/nothing/here");
         store.keep(pin("a", "1.1", 20));
         assert_eq!(store.pin("a"), None);
+    }
+
+    #[test]
+    fn what_stands_in_the_locks_place_stops_nobody() {
+        let (dir, store) = store();
+        let lock = dir.path().join("store/v1/lock");
+        fs::create_dir_all(lock.parent().expect("a parent")).expect("made");
+        rustix::fs::mknodat(rustix::fs::CWD, &lock, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).expect("a pipe");
+        store.keep(pin("a", "1.1", 20));
+        assert_eq!(store.pin("a"), None);
+        fs::remove_file(&lock).expect("removed");
+        let held = File::create(&lock).expect("a lock");
+        held.lock().expect("locked");
+        let started = Instant::now();
+        store.keep(pin("a", "1.1", 20));
+        assert!(started.elapsed() >= MAX_WAIT && store.pin("a").is_none());
     }
 
     #[test]

@@ -70,13 +70,24 @@ impl Plan {
         for path in files {
             let bytes = read(checkout, &path, room)?;
             room -= bytes.len() as u64;
-            let Some(text) = decode(&bytes).filter(|text| !text.contains(SKIP)) else { continue };
-            match check(&text) {
-                Ok(()) => data.push(Data { name: shown(&path), text, source: Source::Named }),
-                Err(reason) if ["apiVersion:", "kind:", "metadata:"].iter().all(|key| text.contains(key)) => {
-                    return Err(RenderError::invalid(format!("`{}` is not a manifest: {reason}", shown(&path))));
+            let name = shown(&path);
+            let (text, problem) = match decode(&bytes) {
+                Some(text) => {
+                    let is_json = path.extension().is_some_and(|end| end == "json");
+                    let problem = if is_json { check_json(&text) } else { check(&text) }.err();
+                    (text, problem)
                 }
-                Err(reason) => tracing::debug!(file = %shown(&path), %reason, "not a manifest, skipped"),
+                None => (String::from_utf8_lossy(&bytes).into_owned(), Some("it is no UTF-8 text".to_owned())),
+            };
+            if text.contains(SKIP) {
+                continue;
+            }
+            match problem {
+                None => data.push(Data { name, text, source: Source::Named }),
+                Some(reason) if is_meant(&path, &text) => {
+                    return Err(RenderError::invalid(format!("`{name}` is not a manifest: {reason}")));
+                }
+                Some(reason) => tracing::debug!(file = %name, %reason, "not a manifest, skipped"),
             }
         }
         Ok(Self { data })
@@ -114,6 +125,23 @@ fn read(checkout: &Checkout, path: &Path, room: u64) -> Result<Vec<u8>, RenderEr
         return Err(RenderError::Invalid { what: "the directory's manifests are too long".into(), hint });
     }
     Ok(bytes)
+}
+
+/// Is a file that cannot be read as objects meant to be some? Argo CD looks for the three keys and takes no excuse of a JSON file; a
+/// placeholder in what is no YAML was meant to be resolved.
+fn is_meant(path: &Path, text: &str) -> bool {
+    let is_json = path.extension().is_some_and(|end| end == "json");
+    let is_hidden = || text.contains("$(pin ") && (text.contains('\u{fffd}') || Tree::parse(text).is_err());
+    is_json || is_hidden() || ["apiVersion:", "kind:", "metadata:"].iter().all(|key| text.contains(key))
+}
+
+/// Is it one object, which is what Argo CD allows a JSON file to hold?
+fn check_json(text: &str) -> Result<(), String> {
+    match serde_json::from_str::<serde_json::Value>(text) {
+        Ok(serde_json::Value::Object(_)) => check(text),
+        Ok(_) => Err("a JSON file holds one object".into()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Is every document an object with a kind, as Kubernetes' decoder wants it?
@@ -217,6 +245,16 @@ mod tests {
     fn what_was_meant_as_a_manifest_must_be_one() {
         let error = render(&[("a.yaml", b"apiVersion: v1\nkind: Pod\nmetadata: {name: [}\n")], |_, _| {}).expect_err("broken");
         assert!(error.starts_with("`a.yaml` is not a manifest: "), "{error}");
+        for (name, content) in [
+            ("a.json", &b"{\"kind\": \"A\""[..]),
+            ("a.json", b"[{\"kind\": \"A\"}]"),
+            ("a.json", b"{\"kind\": \"A\"} {\"kind\": \"B\"}"),
+            ("a.yaml", b"kind: A\na: $(pin x)\nb: \xff\n"),
+            ("a.yaml", b"kind: A\nb: {{ x }} }\na: $(pin x)\n"),
+        ] {
+            let error = render(&[(name, content)], |_, _| {}).expect_err("meant as a manifest");
+            assert!(error.contains("is not a manifest: "), "{error}");
+        }
     }
 
     #[test]

@@ -396,7 +396,7 @@ fn value_files_of(
         }
         if let Some((scheme, _)) = name.split_once("://") {
             if !tools.value_file_schemes.iter().any(|allowed| allowed == scheme) {
-                let hint = format!("the operator permits schemes with `--value-file-scheme {}`", printable(scheme));
+                let hint = format!("the operator permits schemes with `--value-file-schemes {}`", printable(scheme));
                 return Err(RenderError::Invalid {
                     what: what(" is fetched from elsewhere, which is not permitted"),
                     hint: Some(hint),

@@ -174,6 +174,7 @@ fn the_operators_mistakes_are_named() {
     assert!(error.contains("registries.conf") && error.contains("nope"), "{error}");
     let driver = offline().env("PINION_REGISTRIES_CONF", "/nothing/here");
     assert!(driver.run(["check"]).err().contains("/nothing/here"));
+    assert_eq!(offline().env("PINION_LOG_LEVEL", "loud").run(["check"]).status, 2);
     let driver = offline().env("PINION_LOG_LEVEL", "a=b=c");
     assert_eq!(driver.run(["check"]).status, 2);
 }
@@ -200,4 +201,45 @@ async fn pins_can_be_written_and_rendered_from_alone() {
     let error = locked.run(["generate"]).err();
     assert!(error.contains("pod.yaml") || error.contains("rendered manifests:4:"), "{error}");
     assert!(error.contains("the application is locked, and its record has no pin for `ghcr.io/acme/web semver ~1`"), "{error}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure_and_a_full_disk_is() {
+    use std::process::{Command, Stdio};
+    let run = |stdout: Stdio| {
+        let mut child = Command::new(PROGRAM)
+            .args(["select", "--", "~1"])
+            .stdin(Stdio::piped())
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        std::io::Write::write_all(&mut child.stdin.take().expect("piped"), b"1.0.0\n").expect("written");
+        child.wait_with_output().expect("it ends")
+    };
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    assert!(run(writer.into()).status.success());
+    let full = run(fs::OpenOptions::new().write(true).open("/dev/full").expect("a full disk").into());
+    assert_eq!(full.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&full.stderr).starts_with("error: standard output cannot be written"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_tells_why_nothing_is_permitted() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0.0", "latest"]);
+    let ran = Driver::new(PROGRAM, &registry).run(["resolve", "ghcr.io/acme/web:~7", "--explain"]);
+    assert_eq!(ran.status, 3);
+    assert!(ran.stderr.contains("-1 outside `~7`: 1.0.0") && ran.stderr.contains("0 permitted"), "{}", ran.stderr);
+}
+
+#[test]
+fn check_leaves_what_templates_write_to_the_render() {
+    let dir = tempfile::tempdir().expect("a directory");
+    fs::create_dir(dir.path().join("templates")).expect("made");
+    fs::write(dir.path().join("templates/a.yaml"), "image: \"a/b:$(pin {{ .Values.c }})\"\nother: \"a/b:$(pin ~~1)\"\n")
+        .expect("written");
+    let error = offline().within(dir.path()).run(["check"]).err();
+    assert!(error.starts_with("error: templates/a.yaml:2:") && error.lines().count() <= 2, "{error}");
 }
