@@ -4,6 +4,8 @@
 //! it, after symbolic links. A [`Workspace`] is the private directory of one render: substituted files are written there, never in the
 //! checkout, and it is removed when dropped.
 
+pub mod archive;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
@@ -106,6 +108,21 @@ impl Checkout {
         };
         let app = dir.strip_prefix(&root).expect("the root is above the directory").to_owned();
         Ok(Self { root, app })
+    }
+
+    /// The checkout with this root and application's directory, both known.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError`] when the directory is not there, or not below the root.
+    pub fn within(root: &Path, dir: &Path) -> Result<Self, WorkspaceError> {
+        let canonical = |path: &Path| fs::canonicalize(path).map_err(|error| WorkspaceError::io(path, error));
+        let (root, dir) = (canonical(root)?, canonical(dir)?);
+        match dir.strip_prefix(&root) {
+            Ok(app) if dir.is_dir() => Ok(Self { app: app.to_owned(), root }),
+            Ok(_) => Err(WorkspaceError::NoDirectory { path: shown(&dir) }),
+            Err(_) => Err(WorkspaceError::Outside { path: shown(&dir) }),
+        }
     }
 
     /// The checkout's root, absolute and without links.
