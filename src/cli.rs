@@ -4,6 +4,7 @@ pub mod check;
 pub mod generate;
 pub mod resolve;
 pub mod select;
+pub mod serve;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    Serve(Box<serve::Arguments>),
     Generate(generate::Arguments),
     Resolve(resolve::Arguments),
     Select(select::Arguments),
@@ -89,6 +91,7 @@ impl Cli {
     /// What the command says; [`Usage`] for arguments that make no sense together.
     pub async fn run(self) -> anyhow::Result<Outcome> {
         match self.command {
+            Command::Serve(arguments) => arguments.run().await,
             Command::Generate(arguments) => arguments.run().await,
             Command::Resolve(arguments) => arguments.run().await,
             Command::Select(arguments) => arguments.run(),

@@ -12,6 +12,9 @@
 //!   └─ prove            nothing unresolved leaves
 //! ```
 
+use std::collections::BTreeMap;
+use std::time::Instant;
+
 mod answers;
 pub(crate) mod asks;
 mod proof;
@@ -20,10 +23,10 @@ use crate::application::Application;
 use crate::failure::{Failure, Failures};
 use crate::manifest::ImagePath;
 use crate::parameters::Mode;
-use crate::pin::{Given, Pin};
+use crate::pin::{Freshness, Given, Pin};
 use crate::registry::TagSource;
 use crate::render::{Plan, RenderError, Tools};
-use crate::resolve::Resolver;
+use crate::resolve::{Question, Resolver};
 use crate::rules::{Reader, Rules, Target};
 use crate::workspace::{Checkout, WorkspaceError};
 use answers::{Answering, substitute};
@@ -40,6 +43,20 @@ pub struct Generated {
     pub tool: &'static str,
     /// What a person should know though nothing failed.
     pub notes: Vec<String>,
+}
+
+impl Generated {
+    /// One line a render, in the log.
+    pub fn log(&self, application: &str, started: Instant) {
+        let pins: Vec<String> = self.pins.iter().map(|pin| format!("{}:{}", pin.repository.text(), pin.pinned)).collect();
+        let milliseconds = started.elapsed().as_millis();
+        tracing::info!(application, tool = self.tool, stale = self.stale(), milliseconds, pins = pins.join(" "), "rendered");
+    }
+
+    /// How many pins are not fresh because a registry could not be asked.
+    pub fn stale(&self) -> usize {
+        self.pins.iter().filter(|pin| matches!(pin.freshness, Freshness::Stale { .. })).count()
+    }
 }
 
 /// Renders an application.
@@ -123,6 +140,40 @@ pub async fn check(checkout: &Checkout, application: &Application, tools: &Tools
     asks(&rules, &texts, &scans, &inferred).map(drop)
 }
 
+/// The images that an application asks for before it is rendered, by alias or name, with their last pins. Asks no registry.
+///
+/// # Errors
+///
+/// As [`check`].
+pub async fn survey<S: TagSource>(
+    checkout: &Checkout,
+    application: &Application,
+    tools: &Tools,
+    resolver: &Resolver<S>,
+) -> Result<BTreeMap<String, String>, Failures> {
+    let rules = read_rules(checkout, application)?;
+    let given = read_given(checkout, application)?;
+    let plan = Plan::prepare(checkout, application, tools).await.map_err(|error| render_failure(&error))?;
+    let texts = Text::of(&plan);
+    let scans = scan_all(&texts)?;
+    let inferred = plan.images(&scans).map_err(|error| render_failure(&error))?;
+    let mut asks = asks(&rules, &texts, &scans, &inferred)?;
+    asks.extend(rule_asks(&rules));
+    let mut pins = BTreeMap::new();
+    for ask in asks {
+        let Question { repository, policy, .. } = &ask.question;
+        let pinned = match given.get(ask.alias.as_deref(), repository, policy) {
+            Some(pinned) => Some(pinned.clone()),
+            None => resolver.last(&ask.question).await,
+        };
+        let name = ask.alias.unwrap_or_else(|| repository.text().to_owned());
+        if let Some(pinned) = pinned {
+            pins.insert(name, pinned.to_string());
+        }
+    }
+    Ok(pins)
+}
+
 /// The rules of an application, from its files and parameters.
 ///
 /// # Errors
@@ -133,7 +184,7 @@ pub fn read_rules(checkout: &Checkout, application: &Application) -> Result<Rule
     let own = format!(".pinion-{}.yaml", application.name);
     let names = [".pinion.yaml", own.as_str()];
     for name in names.iter().filter(|name| !name.contains('/') && **name != ".pinion-.yaml") {
-        if let Some(text) = checkout.read_if_present(&checkout.app().join(name)).map_err(|error| workspace_failure(&error))? {
+        if let Some(text) = checkout.read_if_present(&checkout.app().join(name)).map_err(|error| Failures::from(&error))? {
             reader.file(name, &text);
         }
     }
@@ -149,7 +200,7 @@ fn read_given(checkout: &Checkout, application: &Application) -> Result<Given, F
     let name = format!(".pinion-lock-{}.yaml", application.name);
     if application.parameters.mode == Mode::Locked && !name.contains('/') {
         let path = checkout.app().join(&name);
-        if let Some(text) = checkout.read_if_present(&path).map_err(|error| workspace_failure(&error))? {
+        if let Some(text) = checkout.read_if_present(&path).map_err(|error| Failures::from(&error))? {
             given.add_lock(&text).map_err(|error| failure(&name, &error))?;
         }
     }
@@ -160,6 +211,8 @@ fn render_failure(error: &RenderError) -> Failures {
     Failure::new("", error, error.hint()).into()
 }
 
-fn workspace_failure(error: &WorkspaceError) -> Failures {
-    Failure::new("", error, None).into()
+impl From<&WorkspaceError> for Failures {
+    fn from(error: &WorkspaceError) -> Self {
+        Failure::new("", error, None).into()
+    }
 }

@@ -4,6 +4,7 @@
 //! newest permitted one, renders Helm, Kustomize or plain YAML with it, and returns the manifests.
 //!
 //! ```text
+//! Argo CD ─ gRPC ─▶ server ─▶ archive  bytes -> verified, confined files
 //! environment | Application manifest ─▶ application, parameters          one checked value
 //! directory ──────────────────────────▶ workspace                        confined files
 //!                          ▼
@@ -47,6 +48,7 @@
 //! | [`application`], [`parameters`] | what Argo CD tells a plugin |
 //! | [`config`] | what the operator sets |
 //! | [`generate`] | the order of the steps |
+//! | [`server`], [`telemetry`] | the native door, what it counts |
 //! | [`cli`], [`failure`] | the command line, and errors for people |
 //!
 //! # Words
@@ -71,6 +73,8 @@ pub mod registry;
 pub mod render;
 pub mod resolve;
 pub mod rules;
+pub mod server;
+pub mod telemetry;
 pub mod values;
 pub mod workspace;
 pub mod yaml;

@@ -108,7 +108,8 @@ impl<S: TagSource> Resolver<S> {
         for (name, question) in names.iter().zip(questions) {
             distinct.entry(name).or_insert(question);
         }
-        let asked = distinct.iter().map(|(key, question)| async move { ((*key).to_owned(), self.answer(key, question).await) });
+        // Collected first: a closure in the stream would have to be general over every lifetime.
+        let asked: Vec<_> = distinct.into_iter().map(|(key, question)| self.answered(key, question)).collect();
         let answers: BTreeMap<String, Result<Pin, ResolveError>> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
         self.cache.save().await;
         let answer = |(name, question): (&String, &Question)| {
@@ -119,6 +120,12 @@ impl<S: TagSource> Resolver<S> {
         names.iter().zip(questions).map(answer).collect()
     }
 
+    /// The last pin of a question, however old. Asks nobody.
+    pub async fn last(&self, question: &Question) -> Option<Pinned> {
+        let stored = self.blocking(self.key(question), |store, key| store.pin(&key)).await.flatten()?;
+        stored.pin.parse().ok()
+    }
+
     /// What a question's answer is kept under: also the credential that asks, and the platforms that are looked at.
     fn key(&self, question: &Question) -> String {
         let platforms: Vec<String> = match question.policy.strategy() {
@@ -126,6 +133,15 @@ impl<S: TagSource> Resolver<S> {
             _ => Vec::new(),
         };
         format!("{} {} {}", self.cache.key(&question.repository, &question.access), question.policy, platforms.join(","))
+    }
+
+    async fn answered(&self, key: &str, question: &Question) -> (String, Result<Pin, ResolveError>) {
+        (key.to_owned(), self.answer(key, question).await)
+    }
+
+    async fn looked_up(&self, question: &Question, policy: &Policy, tag: Tag) -> Result<(Tag, Facts), RegistryError> {
+        let facts = self.facts(question, policy, &tag).await?;
+        Ok((tag, facts))
     }
 
     async fn answer(&self, key: &str, question: &Question) -> Result<Pin, ResolveError> {
@@ -207,11 +223,7 @@ impl<S: TagSource> Resolver<S> {
                     .map(|selection| (selection, listing.at))
                     .map_err(|source| ResolveError::NoMatch { question: name, source });
             }
-            let policy = &policy;
-            let lookups = wanted.into_iter().map(|tag| async move {
-                let facts = self.facts(question, policy, &tag).await?;
-                Ok::<_, RegistryError>((tag, facts))
-            });
+            let lookups: Vec<_> = wanted.into_iter().map(|tag| self.looked_up(question, &policy, tag)).collect();
             let found: Vec<(Tag, Facts)> =
                 stream::iter(lookups).buffer_unordered(AT_ONCE).try_collect().await.map_err(&failed)?;
             if !fill(&mut candidates, found) {

@@ -11,7 +11,7 @@ use super::{Outcome, configured, resolver};
 use crate::application::{Application, ApplicationError};
 use crate::config;
 use crate::failure::{Failure, Failures};
-use crate::generate::{Generated, generate};
+use crate::generate::generate;
 use crate::pin::{self, Freshness, Pin};
 use crate::workspace::Checkout;
 
@@ -90,7 +90,7 @@ impl Arguments {
         if self.explain {
             eprint!("{}", table(&generated.pins));
         }
-        log(&application, &generated, started);
+        generated.log(&application.name, started);
         let mut out = std::io::stdout().lock();
         out.write_all(generated.manifests.as_bytes()).and_then(|()| out.flush()).context("the manifests cannot be written")?;
         Ok(Outcome::Done)
@@ -122,14 +122,6 @@ fn failure(place: &str, error: &ApplicationError) -> Failures {
         }
         error => Failure::new(place, error, error.hint()).into(),
     }
-}
-
-/// One line a render.
-fn log(application: &Application, generated: &Generated, started: Instant) {
-    let pins: Vec<String> = generated.pins.iter().map(|pin| format!("{}:{}", pin.repository.text(), pin.pinned)).collect();
-    let stale = generated.pins.iter().filter(|pin| matches!(pin.freshness, Freshness::Stale { .. })).count();
-    let milliseconds = started.elapsed().as_millis();
-    tracing::info!(application = application.name, tool = generated.tool, stale, milliseconds, pins = pins.join(" "), "rendered");
 }
 
 /// The pins as a table: image, policy, tag, and how current it is.

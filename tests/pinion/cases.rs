@@ -14,6 +14,7 @@ use std::sync::Mutex;
 
 use serde_json::Value;
 
+use crate::support::argocd::{self, Serving};
 use crate::support::driver::{Driver, Ran, root};
 use crate::support::registry::{FakeRegistry, Image};
 use crate::tree::{copy, needs, snapshot};
@@ -77,13 +78,16 @@ async fn run(case: &Path) -> Result<(), String> {
     let more: BTreeMap<String, String> =
         read(&case.join("environment.json")).map_or_else(BTreeMap::new, |text| serde_json::from_str(&text).expect("JSON"));
     let driver = more.into_iter().fold(driver, |driver, (name, value)| driver.env(&name, value));
-    let ran = driver.within(checkout.join(&path)).run(command());
+    let driver = driver.within(checkout.join(&path));
+    let ran = driver.run(command());
+    let served = serve(&driver, &checkout, &path).await;
 
     let stable = |text: &str| stable(text, &checkout, &registry);
     let mut faults = Vec::new();
     if snapshot(&checkout) != before {
         faults.push("the checkout was changed".to_owned());
     }
+    faults.extend(differs(&ran, &served));
     let outcome = outcome(&ran, &stable);
     for (file, text) in ["expected.yaml", "expected.err", "expected.log"].into_iter().zip(outcome) {
         let file = case.join(file);
@@ -99,6 +103,35 @@ async fn run(case: &Path) -> Result<(), String> {
         }
     }
     if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
+}
+
+/// The same request through the other door: `pinion serve`, with a store of its own.
+async fn serve(driver: &Driver, checkout: &Path, path: &str) -> Result<String, tonic::Status> {
+    let store = driver.home().join("store-of-serve").display().to_string();
+    let serving = Serving::start(env!("CARGO_BIN_EXE_pinion"), driver, &["--store", &store]);
+    let messages = argocd::messages(&argocd::archive(checkout), path, &argocd::environment(driver), 1024);
+    let mut client = serving.client().await;
+    let answer = client.generate_manifest(tokio_stream::iter(messages)).await?;
+    Ok(answer.into_inner().manifests.concat())
+}
+
+/// Both doors give the same: the bytes of the manifests, or the failures.
+fn differs(ran: &Ran, served: &Result<String, tonic::Status>) -> Option<String> {
+    match served {
+        Ok(manifests) if ran.status == 0 => {
+            (*manifests != ran.stdout).then(|| format!("the socket gives other manifests:\n{manifests}"))
+        }
+        Err(status) if ran.status != 0 => {
+            let first = |text: &str| text.lines().next().unwrap_or_default().rsplit(": ").next().unwrap_or_default().to_owned();
+            let (told, classic) = (status.message(), ran.clone().err());
+            // Paths of the two checkouts differ, the end of the first line does not.
+            // A link that leads out is refused on arrival already.
+            let is_same =
+                told.contains(&first(&classic)) || classic.contains('/') || told.contains("illegal filepath in symlink");
+            (!is_same).then(|| format!("the socket says: {told}"))
+        }
+        other => Some(format!("the socket answers otherwise: {other:?}")),
+    }
 }
 
 /// What came out: manifests or error, and the warnings.

@@ -16,4 +16,5 @@ mod faults;
 mod parity;
 mod peers;
 mod purity;
+mod serve;
 mod tree;

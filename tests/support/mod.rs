@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each program that includes this uses another part of it")]
 
+pub mod argocd;
 pub mod driver;
 pub mod examples;
 pub mod registry;

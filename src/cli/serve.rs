@@ -1,0 +1,154 @@
+//! `pinion serve`: the native server.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::Router;
+use axum::routing::get;
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use super::{Outcome, configured, resolver};
+use crate::config;
+use crate::server::plugin::Plugin;
+use crate::server::proto::DESCRIPTOR;
+use crate::server::proto::config_management_plugin_service_server::ConfigManagementPluginServiceServer;
+use crate::server::shelf::Shelf;
+use crate::server::socket::Socket;
+use crate::server::{Service, init};
+use crate::telemetry::Metrics;
+
+/// Time for running renders to end after a SIGTERM. Kubernetes gives 30 s by default.
+const DRAIN: Duration = Duration::from_secs(25);
+
+/// Serve Argo CD natively, in place of its argocd-cmp-server
+///
+/// One process on the plugin socket, with the cache warm in memory: the sidecar's command is then `pinion serve` instead of
+/// /var/run/argocd/argocd-cmp-server. Reads the same plugin.yaml. Until SIGTERM; running renders are let finish.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Directory of plugin.yaml
+    #[arg(long, value_name = "DIR", default_value = "/home/argocd/cmp-server/config")]
+    config_dir_path: PathBuf,
+
+    /// Directory of the plugin sockets
+    #[arg(long, env = "ARGOCD_PLUGINSOCKFILEPATH", value_name = "DIR", default_value = "/home/argocd/cmp-server/plugins")]
+    socket_dir: PathBuf,
+
+    /// Directory to unpack in; a folder `_cmp_server` in it is emptied at start [default: the system's for temporary files]
+    #[arg(long, env = "ARGOCD_CMP_WORKDIR", value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+
+    /// Longest message of the protocol, in MiB; Argo CD's own bound is the same
+    #[arg(long, env = "ARGOCD_GRPC_MAX_SIZE_MB", value_name = "MIB", default_value_t = 100)]
+    max_message_mb: usize,
+
+    /// Renders at a time; the others wait in their order [default: twice the processors]
+    #[arg(long, env = "PINION_RENDERS_AT_ONCE", value_name = "N")]
+    renders_at_once: Option<usize>,
+
+    /// Unpacked archives that are kept for the next request with the same bytes; 0 keeps none
+    #[arg(long, env = "PINION_KEEP_ARCHIVES", value_name = "N", default_value_t = 16)]
+    keep_archives: usize,
+
+    /// Bytes of files in kept archives
+    #[arg(long, env = "PINION_KEEP_ARCHIVE_BYTES", value_name = "BYTES", default_value_t = 2 << 30)]
+    keep_archive_bytes: u64,
+
+    /// Address of the admin port: /healthz, /readyz and /metrics
+    #[arg(long, env = "PINION_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
+    admin_address: SocketAddr,
+
+    #[command(flatten)]
+    config: config::Raw,
+}
+
+impl Arguments {
+    /// Serves until a signal.
+    ///
+    /// # Errors
+    ///
+    /// When plugin.yaml, the socket or the port cannot be used.
+    pub async fn run(self) -> anyhow::Result<Outcome> {
+        if std::process::id() == 1 {
+            return init::run().await.map(|()| Outcome::Done).context("the server below the init process failed");
+        }
+        let plugin = Plugin::load(&self.config_dir_path)?;
+        let config = configured(self.config)?;
+        let work_dir = self.work_dir.unwrap_or_else(std::env::temp_dir).join("_cmp_server");
+        let _ = std::fs::remove_dir_all(&work_dir);
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&work_dir);
+        made.with_context(|| format!("`{}` cannot be made", work_dir.display()))?;
+        let at_once = self.renders_at_once.filter(|count| *count > 0).unwrap_or_else(|| 2 * processors());
+        let mut socket = Socket::bind(&self.socket_dir, &plugin.stem).context("the plugin socket cannot be made")?;
+        let listener = socket.listener().context("the socket is taken")?;
+        let admin = tokio::net::TcpListener::bind(self.admin_address).await;
+        let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
+
+        let metrics = Arc::new(Metrics::default());
+        let resolver = Arc::new(resolver(&config));
+        let shelf = Shelf::new(self.keep_archives, self.keep_archive_bytes);
+        let service = Service::new(plugin, config, resolver, work_dir, shelf, at_once, Arc::clone(&metrics));
+        let size = self.max_message_mb * 1024 * 1024;
+        let service =
+            ConfigManagementPluginServiceServer::new(service).max_decoding_message_size(size).max_encoding_message_size(size);
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_service_status("", tonic_health::ServingStatus::Serving).await;
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let ended = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        let routes = Router::new()
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(async || "ok\n"))
+            .route("/metrics", get(move || async move { metrics.text() }));
+        let admin = tokio::spawn(axum::serve(admin, routes).with_graceful_shutdown(ended(stopped.clone())).into_future());
+        let server = Server::builder()
+            .add_service(service)
+            .add_service(health_service)
+            .add_service(reflection)
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(stopped));
+        tracing::info!(socket = %socket.path().display(), renders_at_once = at_once, "serving");
+        let mut server = tokio::spawn(server);
+        tokio::select! {
+            ended = &mut server => ended.context("the server ended")?.context("the server failed")?,
+            () = told_to_stop() => {
+                tracing::info!("draining");
+                let _ = stop.send(true);
+                if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
+                    tracing::warn!("renders were cut off");
+                    server.abort();
+                }
+            }
+        }
+        admin.abort();
+        drop(socket);
+        Ok(Outcome::Done)
+    }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
+}
+
+/// SIGTERM or SIGINT.
+async fn told_to_stop() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,333 @@
+//! The native door, driven as Argo CD's repo-server drives it: every trap of the contract through a real socket.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use pinion::server::proto::AppStreamRequest;
+use tonic::{Code, Request};
+
+use crate::support::argocd::{Serving, archive, messages};
+use crate::support::driver::Driver;
+use crate::support::registry::FakeRegistry;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");
+
+struct Fixture {
+    registry: FakeRegistry,
+    driver: Driver,
+    checkout: tempfile::TempDir,
+}
+
+impl Fixture {
+    /// A checkout with one pod in `app`.
+    async fn new() -> Self {
+        let registry = FakeRegistry::start().await;
+        registry.tags("acme/web", ["1.0.0", "1.1.0"]);
+        let driver = Driver::new(PROGRAM, &registry);
+        let checkout = tempfile::tempdir().expect("a directory");
+        fs::create_dir(checkout.path().join("app")).expect("made");
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: web, image: 'ghcr.io/acme/web:$(pin ~1)'}]}\n";
+        fs::write(checkout.path().join("app/pod.yaml"), pod).expect("written");
+        Self { registry, driver, checkout }
+    }
+
+    /// A server that keeps no archives, so that what is left behind can be told.
+    fn serve(&self, more: &[&str]) -> Serving {
+        Serving::start(PROGRAM, &self.driver, &[more, &["--keep-archives", "0"]].concat())
+    }
+
+    fn messages(&self, chunk: usize) -> Vec<AppStreamRequest> {
+        let environment = [("ARGOCD_APP_NAME", "web"), ("ARGOCD_APP_SOURCE_PATH", "app")];
+        let environment: Vec<_> = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        messages(&archive(self.checkout.path()), "app", &environment, chunk)
+    }
+}
+
+async fn generate(serving: &Serving, messages: Vec<AppStreamRequest>) -> Result<String, tonic::Status> {
+    let answer = serving.client().await.generate_manifest(tokio_stream::iter(messages)).await?;
+    Ok(answer.into_inner().manifests.concat())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_come_back_for_chunks_of_any_size() {
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    for chunk in [1, 1024, 1 << 20] {
+        let manifests = generate(&serving, fixture.messages(chunk)).await.expect("manifests");
+        assert!(manifests.contains("ghcr.io/acme/web:1.1.0"), "{manifests}");
+    }
+    assert_eq!(serving.left_behind(), Vec::<std::path::PathBuf>::new());
+    assert!(serving.log().contains("rendered"), "{}", serving.log());
+}
+
+/// The forms that Argo CD has sent over time; the oldest, with raw slashes, is no authority that a client here can make.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_escaped_authority_is_understood() {
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    for authority in
+        ["home%2Fargocd%2Fcmp-server%2Fplugins%2Fpinion@v1.sock", "%2Fhome%2Fargocd%2Fcmp-server%2Fplugins%2Fpinion@v1.sock"]
+    {
+        let answer = serving.client_as(authority).await.check_plugin_configuration(()).await.expect(authority).into_inner();
+        assert!(!answer.is_discovery_configured && !answer.provide_git_creds);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faulty_streams_are_read_to_their_end_and_refused() {
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    let whole = fixture.messages(64);
+    let mut wrong_sum = whole.clone();
+    wrong_sum.pop();
+    let mut no_file = whole.clone();
+    no_file.insert(2, AppStreamRequest { request: None });
+    let mut outside = whole.clone();
+    let Some(pinion::server::proto::app_stream_request::Request::Metadata(metadata)) = &mut outside[0].request else {
+        panic!("metadata first")
+    };
+    metadata.app_rel_path = "../..".into();
+    for (messages, text) in [
+        (whole[1..].to_vec(), "error getting stream metadata: metadata is nil"),
+        (Vec::new(), "error getting stream metadata: metadata is nil"),
+        (wrong_sum, "file checksum validation error"),
+        (no_file, "stream request file is nil"),
+        (outside, "illegal appPath: out of workDir bound"),
+    ] {
+        let status = generate(&serving, messages).await.expect_err(text);
+        assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+        assert!(status.message().contains(text), "{status:?}");
+    }
+    assert!(serving.left_behind().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_render_has_a_short_error_that_makes_nobody_try_again() {
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    let pod = fs::read_to_string(fixture.checkout.path().join("app/pod.yaml")).expect("a file");
+    fs::write(fixture.checkout.path().join("app/pod.yaml"), pod.replace("~1", "~9")).expect("written");
+    let status = generate(&serving, fixture.messages(1024)).await.expect_err("no tag");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    assert!(status.message().starts_with("error generating manifests: app/pod.yaml:4:"), "{}", status.message());
+    assert!(status.message().contains("no permitted tag") && status.message().len() < 6100, "{}", status.message());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_callers_deadline_is_kept_with_a_margin() {
+    let fixture = Fixture::new().await;
+    fs::write(fixture.checkout.path().join("app/Chart.yaml"), "apiVersion: v2\nname: x\nversion: 0.1.0\n").expect("written");
+    let tools = tempfile::tempdir().expect("a directory");
+    let helm = tools.path().join("helm");
+    let pid = tools.path().join("pid");
+    fs::write(&helm, format!("#!/bin/sh\necho $$ > {}\nexec sleep 61\n", pid.display())).expect("written");
+    fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    let helm = helm.display().to_string();
+    let serving = fixture.serve(&["--helm", &helm]);
+    let started = Instant::now();
+    let mut request = Request::new(tokio_stream::iter(fixture.messages(1024)));
+    request.set_timeout(Duration::from_secs(2));
+    let status = serving.client().await.generate_manifest(request).await.expect_err("too slow");
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+    assert!(status.message().contains("did not finish in the time"), "our own error, not the library's: {status:?}");
+    assert!(started.elapsed() < Duration::from_secs(2));
+    let lives = || {
+        let pid = fs::read_to_string(&pid).expect("helm was started").trim().to_owned();
+        fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+    };
+    let ended = Instant::now();
+    while lives() {
+        assert!(ended.elapsed() < Duration::from_secs(10), "the child lives on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // A caller that goes away leaves no more behind than one whose time is up.
+    let client = serving.client().await;
+    let request = fixture.messages(1024);
+    let call = tokio::spawn(async move { client.clone().generate_manifest(tokio_stream::iter(request)).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    call.abort();
+    let gone = Instant::now();
+    while !serving.left_behind().is_empty() || lives() {
+        assert!(gone.elapsed() < Duration::from_secs(10), "{:?}", serving.left_behind());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_off_leaves_nothing() {
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    let mut client = serving.client().await;
+    let part = fixture.messages(16)[..8].to_vec();
+    let endless = tokio_stream::iter(part).chain(futures::stream::pending());
+    let call = tokio::spawn(async move { client.generate_manifest(endless).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    call.abort();
+    let gone = Instant::now();
+    while !serving.left_behind().is_empty() {
+        assert!(gone.elapsed() < Duration::from_secs(10), "{:?}", serving.left_behind());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(generate(&serving, fixture.messages(1024)).await.is_ok(), "others are served");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fifty_callers_at_once_are_all_served_and_ask_the_registry_once() {
+    let fixture = Fixture::new().await;
+    let serving = std::sync::Arc::new(fixture.serve(&["--renders-at-once", "3"]));
+    fixture.registry.forget_requests();
+    let calls: Vec<_> = (0..50)
+        .map(|_| {
+            let (serving, messages) = (std::sync::Arc::clone(&serving), fixture.messages(1024));
+            tokio::spawn(async move { generate(&serving, messages).await })
+        })
+        .collect();
+    for call in calls {
+        assert!(call.await.expect("no panic").expect("manifests").contains("web:1.1.0"));
+    }
+    assert_eq!(fixture.registry.requests().len(), 1, "{:?}", fixture.registry.requests());
+    assert!(serving.left_behind().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_archive_is_verified_and_not_unpacked_again() {
+    let fixture = Fixture::new().await;
+    let serving = Serving::start(PROGRAM, &fixture.driver, &["--keep-archives", "2"]);
+    let first = fixture.messages(1024);
+    generate(&serving, first.clone()).await.expect("manifests");
+    let kept = serving.left_behind();
+    assert_eq!(kept.len(), 1);
+    // What is changed on the shelf shows that it is used.
+    let pod = kept[0].join("app/pod.yaml");
+    let text = fs::read_to_string(&pod).expect("unpacked");
+    fs::write(&pod, text.replace("name: web}", "name: kept}")).expect("written");
+    assert!(generate(&serving, first.clone()).await.expect("manifests").contains("name: kept"));
+    // A checksum alone is no proof of possession.
+    let status = generate(&serving, first[..1].to_vec()).await.expect_err("nothing was sent");
+    assert!(status.message().contains("file checksum validation error"), "{status:?}");
+    for n in 0..3 {
+        fs::write(fixture.checkout.path().join("other"), n.to_string()).expect("written");
+        generate(&serving, fixture.messages(1024)).await.expect("manifests");
+    }
+    assert_eq!(serving.left_behind().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parameters_are_announced_with_the_pins_of_the_application() {
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    generate(&serving, fixture.messages(1024)).await.expect("manifests");
+    let mut client = serving.client().await;
+    let answer = client.get_parameters_announcement(tokio_stream::iter(fixture.messages(1024))).await.expect("announcements");
+    let all = answer.into_inner().parameter_announcements;
+    let names: Vec<&str> = all.iter().map(|parameter| parameter.name.as_str()).collect();
+    assert_eq!(names, pinion::parameters::NAMES);
+    assert_eq!(all[2].map.get("ghcr.io/acme/web").map(String::as_str), Some("1.1.0"), "{:?}", all[2]);
+    let matched = client.match_repository(tokio_stream::iter(fixture.messages(1024))).await.expect("an answer").into_inner();
+    assert!(!matched.is_supported && !matched.is_discovery_enabled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discovery_works_where_plugin_yaml_asks_for_it() {
+    let fixture = Fixture::new().await;
+    let config = tempfile::tempdir().expect("a directory");
+    let config_dir = config.path().display().to_string();
+    for (discover, supported) in [
+        ("{fileName: 'pod.*'}", true),
+        ("{fileName: '*/pod.yaml'}", false),
+        ("{find: {glob: '**/*.yaml'}}", true),
+        ("{find: {glob: '**/Chart.yaml'}}", false),
+        ("{find: {command: [sh, -c, 'ls *.yaml']}}", true),
+        ("{find: {command: [sh, -c, 'test \"$ARGOCD_APP_NAME\" = web && echo yes']}}", true),
+        ("{find: {command: [sh, -c, 'exit 1']}}", false),
+        ("{find: {command: ['true']}}", false),
+    ] {
+        let plugin = format!(
+            "kind: ConfigManagementPlugin\nmetadata: {{name: pinion@v1}}\nspec: {{generate: {{command: [x]}}, discover: {discover}}}\n"
+        );
+        fs::write(config.path().join("plugin.yaml"), plugin).expect("written");
+        let serving = fixture.serve(&["--config-dir-path", &config_dir]);
+        let mut client = serving.client().await;
+        assert!(client.check_plugin_configuration(()).await.expect("an answer").into_inner().is_discovery_configured);
+        let answer = client.match_repository(tokio_stream::iter(fixture.messages(1024))).await.expect("an answer").into_inner();
+        assert_eq!((answer.is_supported, answer.is_discovery_enabled), (supported, true), "{discover}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
+    use std::os::unix::fs::PermissionsExt;
+    let fixture = Fixture::new().await;
+    let mut serving = fixture.serve(&[]);
+    assert_eq!(fs::metadata(serving.socket()).expect("a socket").permissions().mode() & 0o777, 0o600);
+    let dir = serving.dir.path().display().to_string();
+    let second = fixture.driver.run([
+        "serve",
+        "--config-dir-path",
+        ".",
+        "--socket-dir",
+        &dir,
+        "--work-dir",
+        &dir,
+        "--admin-address",
+        "127.0.0.1:0",
+    ]);
+    assert!(second.err().contains("another server answers"), "a second server ends");
+    serving.child.kill().expect("SIGKILL");
+    serving.child.wait().expect("it ends");
+    assert!(serving.socket().exists(), "SIGKILL leaves the socket");
+    let again = fixture.driver.run([
+        "serve",
+        "--config-dir-path",
+        ".",
+        "--socket-dir",
+        &dir,
+        "--work-dir",
+        &dir,
+        "--admin-address",
+        "256.0.0.1:1",
+    ]);
+    assert_eq!(again.status, 2);
+    let entries: Vec<_> =
+        fs::read_dir(serving.dir.path()).expect("listed").map(|entry| entry.expect("an entry").file_name()).collect();
+    assert!(!entries.iter().any(|name| name.to_string_lossy().starts_with(".pinion")), "{entries:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_lets_renders_finish_and_removes_the_socket() {
+    let fixture = Fixture::new().await;
+    let mut serving = fixture.serve(&[]);
+    let slow = tokio_stream::iter(fixture.messages(64)).then(|message| async move {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        message
+    });
+    let mut client = serving.client().await;
+    let call = tokio::spawn(async move { client.generate_manifest(slow).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let status = tokio::task::block_in_place(|| serving.terminate());
+    assert!(status.success(), "{status}: {}", serving.log());
+    assert!(!serving.socket().exists());
+    let answer = call.await.expect("no panic").expect("the render finished").into_inner();
+    assert!(answer.manifests.concat().contains("web:1.1.0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_admin_port_tells_health_and_numbers() {
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    generate(&serving, fixture.messages(1024)).await.expect("manifests");
+    let get = async |path: &str| {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(&serving.admin).await.expect("the port");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("received");
+        answer
+    };
+    assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/metrics").await.contains("pinion_renders_total{outcome=\"Done\"} 1"));
+    assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));
+}
