@@ -331,3 +331,39 @@ async fn the_admin_port_tells_health_and_numbers() {
     assert!(get("/metrics").await.contains("pinion_renders_total{outcome=\"Done\"} 1"));
     assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));
 }
+
+/// Runs as process 1 of a namespace, where an orphan of Helm's is ours to reap.
+#[tokio::test(flavor = "multi_thread")]
+async fn as_process_one_orphans_are_reaped_and_signals_passed_on() {
+    use std::process::Command;
+    let can = |flags: &str| {
+        Command::new("unshare").args([flags, "--mount-proc", "true"]).output().is_ok_and(|out| out.status.success())
+    };
+    let Some(flags) = ["-pf", "-rpf"].into_iter().find(|flags| can(flags)) else {
+        eprintln!("SKIPPED as_process_one_orphans_are_reaped: `unshare` cannot make a process namespace here");
+        assert!(std::env::var_os("CI").is_none(), "nothing is skipped in CI");
+        return;
+    };
+    let fixture = Fixture::new().await;
+    fs::write(fixture.checkout.path().join("app/Chart.yaml"), "apiVersion: v2\nname: x\nversion: 0.1.0\n").expect("written");
+    let tools = tempfile::tempdir().expect("a directory");
+    let helm = tools.path().join("helm");
+    // A grandchild in a session of its own, which outlives its parent by a moment.
+    fs::write(&helm, "#!/bin/sh\nsetsid sh -c 'sleep 0.3' >/dev/null 2>&1 &\nprintf 'apiVersion: v1\\nkind: Pod\\n'\n")
+        .expect("written");
+    fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    let wrapper = tools.path().join("pinion");
+    fs::write(&wrapper, format!("#!/bin/sh\nexec unshare {flags} --mount-proc {PROGRAM} \"$@\"\n")).expect("written");
+    fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
+    let (wrapper, helm) = (wrapper.display().to_string(), helm.display().to_string());
+    let mut serving = Serving::start(&wrapper, &fixture.driver, &["--helm", &helm]);
+    generate(&serving, fixture.messages(1024)).await.expect("manifests");
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    let below = |pid: u32| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let one: u32 = below(serving.child.id()).split_whitespace().next().and_then(|pid| pid.parse().ok()).expect("process 1");
+    assert_eq!(below(one).split_whitespace().count(), 1, "only the server is left below process 1: no zombie");
+    let pid = rustix::process::Pid::from_raw(one.cast_signed()).expect("a number");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
+    assert!(serving.child.wait().expect("it ends").success(), "{}", serving.log());
+    assert!(!serving.socket().exists());
+}
