@@ -13,6 +13,7 @@ build: ## Build pinion for release: target/release/pinion
 
 demo: ## Render the examples against a registry in this process, push newer tags, render again
 	scripts/tools helm kustomize
+	cargo build --locked --bin pinion --example demo
 	cargo run --quiet --locked --example demo
 
 test: tools lint ## Everything that CI checks

@@ -8,8 +8,9 @@ mod support;
 
 use std::path::PathBuf;
 
+use support::argocd::{self, Serving};
 use support::driver::{Driver, entries, root};
-use support::examples::{APPLICATIONS, fill, push_later};
+use support::examples::{self, APPLICATIONS, fill, push_later};
 use support::registry::FakeRegistry;
 
 #[tokio::main]
@@ -22,6 +23,7 @@ async fn main() {
     let driver = Driver::new(program(), &registry).impatient();
     println!("A registry runs at {} and has the tags of examples/registry.json.", registry.url());
     let before = render_all(&driver, true);
+    through_the_socket(&driver, &before).await;
     println!("\n== Newer tags are pushed ==\n");
     push_later(&registry);
     let after = render_all(&driver, false);
@@ -61,6 +63,25 @@ fn arguments(example: &str, directory: &str, environment: &str) -> [String; 5] {
         path(format!("{example}/application-{environment}.yaml")),
         "--explain".into(),
     ]
+}
+
+/// Asks `pinion serve` for the same, as Argo CD's repo-server does.
+async fn through_the_socket(driver: &Driver, rendered: &[(String, String)]) {
+    println!("\n== The same, asked of `pinion serve` on its plugin socket ==\n");
+    let serving = Serving::start(&program().display().to_string(), driver, &[]);
+    let archive = argocd::archive(&root().join("examples"));
+    let mut client = serving.client().await;
+    let mut rendered = rendered.iter();
+    for (example, _, directories) in APPLICATIONS {
+        for (environment, directory) in ["dev", "prd"].into_iter().zip(directories) {
+            let messages = argocd::messages(&archive, directory, &examples::environment(example, environment), 1024);
+            let started = std::time::Instant::now();
+            let answer = client.generate_manifest(tokio_stream::iter(messages)).await.expect("manifests").into_inner();
+            let (name, classic) = rendered.next().expect("rendered before");
+            assert_eq!(&answer.manifests.concat(), classic, "{name}");
+            println!("  {name}: the same {} bytes in {} ms", classic.len(), started.elapsed().as_millis());
+        }
+    }
 }
 
 fn render_all(driver: &Driver, show: bool) -> Vec<(String, String)> {

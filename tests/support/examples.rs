@@ -25,6 +25,24 @@ pub fn push_later(registry: &FakeRegistry) {
     push(registry, read()["later"].as_object().expect("an object"));
 }
 
+/// What Argo CD would tell a plugin of an example's application.
+pub fn environment(example: &str, environment: &str) -> Vec<(String, String)> {
+    let file = root().join("examples").join(example).join(format!("application-{environment}.yaml"));
+    let text = std::fs::read_to_string(file).expect("the file is there");
+    let manifest: Value = serde_yaml::from_str(&text).expect("YAML");
+    let source = &manifest["spec"]["source"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    [
+        ("ARGOCD_APP_NAME", text(&manifest["metadata"]["name"])),
+        ("ARGOCD_APP_NAMESPACE", text(&manifest["spec"]["destination"]["namespace"])),
+        ("ARGOCD_APP_SOURCE_PATH", text(&source["path"])),
+        ("ARGOCD_APP_SOURCE_REPO_URL", text(&source["repoURL"])),
+        ("ARGOCD_APP_PARAMETERS", source["plugin"]["parameters"].to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
+}
+
 fn read() -> Map<String, Value> {
     let text = std::fs::read_to_string(root().join("examples/registry.json")).expect("the file is there");
     serde_json::from_str(&text).expect("JSON")
