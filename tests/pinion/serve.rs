@@ -367,3 +367,26 @@ async fn as_process_one_orphans_are_reaped_and_signals_passed_on() {
     assert!(serving.child.wait().expect("it ends").success(), "{}", serving.log());
     assert!(!serving.socket().exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_reflection_are_on_the_socket() {
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    let channel = serving.channel().await;
+    let health =
+        HealthClient::new(channel.clone()).check(HealthCheckRequest { service: String::new() }).await.expect("an answer");
+    assert_eq!(health.into_inner().status, 1, "SERVING");
+    let ask = ServerReflectionRequest { host: String::new(), message_request: Some(MessageRequest::ListServices(String::new())) };
+    let answers = ServerReflectionClient::new(channel).server_reflection_info(tokio_stream::iter([ask])).await.expect("a stream");
+    let answer = answers.into_inner().message().await.expect("an answer").expect("one").message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+    let names: Vec<&str> = list.service.iter().map(|service| service.name.as_str()).collect();
+    assert!(names.contains(&"plugin.ConfigManagementPluginService") && names.contains(&"grpc.health.v1.Health"), "{names:?}");
+}

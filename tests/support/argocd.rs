@@ -81,15 +81,19 @@ impl Serving {
     }
 
     pub async fn client_as(&self, authority: &str) -> Client<Channel> {
+        let origin: Uri = format!("http://{authority}").parse().expect("an authority");
+        Client::with_origin(self.channel().await, origin).max_decoding_message_size(100 << 20)
+    }
+
+    /// A connection to the socket.
+    pub async fn channel(&self) -> Channel {
         let socket = self.socket();
         let connect = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();
             async move { UnixStream::connect(socket).await.map(TokioIo::new) }
         });
         let endpoint = Endpoint::from_static("http://plugin");
-        let channel = endpoint.connect_with_connector(connect).await.expect("a connection");
-        let origin: Uri = format!("http://{authority}").parse().expect("an authority");
-        Client::with_origin(channel, origin).max_decoding_message_size(100 << 20)
+        endpoint.connect_with_connector(connect).await.expect("a connection")
     }
 
     /// Sends a SIGTERM and waits for the end.
