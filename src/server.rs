@@ -4,6 +4,7 @@
 //! (`cmpserver/server.go`, `cmpserver/plugin/plugin.go`), but for the process of each render. Errors are short, free of secrets, and
 //! have codes that do not make the controller retry the whole render: those are `ResourceExhausted` and `Unavailable`.
 
+pub mod board;
 pub mod init;
 pub mod plugin;
 pub mod proto;
@@ -29,6 +30,7 @@ use crate::resolve::Resolver;
 use crate::telemetry::{Metrics, Outcome};
 use crate::workspace::archive::Bounds;
 use crate::workspace::{ANY_DEPTH, Checkout};
+use board::Board;
 use plugin::Plugin;
 use proto::config_management_plugin_service_server::ConfigManagementPluginService;
 use proto::{
@@ -54,9 +56,11 @@ pub struct Service<S> {
     /// Renders at a time; the others wait in the order in which they came.
     renders: Semaphore,
     metrics: Arc<Metrics>,
+    board: Arc<Board>,
 }
 
 impl<S: TagSource> Service<S> {
+    #[expect(clippy::too_many_arguments, reason = "each is a part that the server is made of, said once")]
     /// A service that unpacks below `work_dir` and renders at most so many applications at a time.
     pub fn new(
         plugin: Plugin,
@@ -66,8 +70,9 @@ impl<S: TagSource> Service<S> {
         shelf: Shelf,
         at_once: usize,
         metrics: Arc<Metrics>,
+        board: Arc<Board>,
     ) -> Self {
-        Self { plugin, config, resolver, work_dir, shelf, renders: Semaphore::new(at_once), metrics }
+        Self { plugin, config, resolver, work_dir, shelf, renders: Semaphore::new(at_once), metrics, board }
     }
 
     async fn receive(&self, stream: Streaming<AppStreamRequest>) -> Result<Received, Status> {
@@ -95,6 +100,7 @@ impl<S: TagSource> Service<S> {
             tracing::warn!(application = application.name, "{note}");
         }
         generated.log(&application.name, started);
+        self.board.set(&application.name, &generated);
         Ok(generated)
     }
 

@@ -8,6 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +20,7 @@ use tonic::transport::Server;
 
 use super::{Outcome, configured, resolver};
 use crate::config;
+use crate::server::board::{Board, is_token};
 use crate::server::plugin::Plugin;
 use crate::server::proto::DESCRIPTOR;
 use crate::server::proto::config_management_plugin_service_server::ConfigManagementPluginServiceServer;
@@ -61,9 +66,13 @@ pub struct Arguments {
     #[arg(long, env = "PINION_KEEP_ARCHIVE_BYTES", value_name = "BYTES", default_value_t = 2 << 30)]
     keep_archive_bytes: u64,
 
-    /// Address of the admin port: /healthz, /readyz and /metrics
+    /// Address of the admin port: /healthz, /readyz, /metrics, and /api/v1/pins for loopback or with the token
     #[arg(long, env = "PINION_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     admin_address: SocketAddr,
+
+    /// Token that opens /api to others than loopback, as `Authorization: Bearer …` [default: none does]
+    #[arg(long, env = "PINION_API_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    api_token: Option<String>,
 
     #[command(flatten)]
     config: config::Raw,
@@ -92,9 +101,10 @@ impl Arguments {
         let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
 
         let metrics = Arc::new(Metrics::default());
+        let board = Arc::new(Board::default());
         let resolver = Arc::new(resolver(&config));
         let shelf = Shelf::new(self.keep_archives, self.keep_archive_bytes);
-        let service = Service::new(plugin, config, resolver, work_dir, shelf, at_once, Arc::clone(&metrics));
+        let service = Service::new(plugin, config, resolver, work_dir, shelf, at_once, Arc::clone(&metrics), Arc::clone(&board));
         let size = self.max_message_mb * 1024 * 1024;
         let service =
             ConfigManagementPluginServiceServer::new(service).max_decoding_message_size(size).max_encoding_message_size(size);
@@ -109,10 +119,13 @@ impl Arguments {
         let ended = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
+        let token = self.api_token;
         let routes = Router::new()
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(async || "ok\n"))
-            .route("/metrics", get(move || async move { metrics.text() }));
+            .route("/metrics", get(move || async move { metrics.text() }))
+            .route("/api/v1/pins", get(move |peer, headers| async move { pins(&board, token.as_deref(), peer, &headers) }))
+            .into_make_service_with_connect_info::<SocketAddr>();
         let admin = tokio::spawn(axum::serve(admin, routes).with_graceful_shutdown(ended(stopped.clone())).into_future());
         let server = Server::builder()
             .add_service(service)
@@ -135,6 +148,17 @@ impl Arguments {
         admin.abort();
         drop(socket);
         Ok(Outcome::Done)
+    }
+}
+
+/// The pins, for loopback or with the token.
+fn pins(board: &Board, token: Option<&str>, ConnectInfo(peer): ConnectInfo<SocketAddr>, headers: &HeaderMap) -> Response {
+    let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+    if peer.ip().is_loopback() || is_token(header, token) {
+        ([(CONTENT_TYPE, "application/json")], board.json()).into_response()
+    } else {
+        (StatusCode::UNAUTHORIZED, "a token is needed: set PINION_API_TOKEN and send it as `Authorization: Bearer`\n")
+            .into_response()
     }
 }
 

@@ -329,6 +329,11 @@ async fn the_admin_port_tells_health_and_numbers() {
     assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
     assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
     assert!(get("/metrics").await.contains("pinion_renders_total{outcome=\"Done\"} 1"));
+    let pins = get("/api/v1/pins").await;
+    assert!(
+        pins.contains("\"application\":\"web\"") && pins.contains("\"tag\":\"1.1.0\"") && pins.contains("\"permitted\":2"),
+        "{pins}"
+    );
     assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));
 }
 
