@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::generate::Generated;
 use crate::pin::{Pin, Report};
 
-/// Applications that are remembered; the longest not rendered goes first.
+/// Applications that are remembered; those that were met first go first.
 const MAX_APPLICATIONS: usize = 20_000;
 
 /// The last render of an application.
@@ -30,7 +30,7 @@ pub struct Board(Mutex<Entries>);
 #[derive(Debug, Default)]
 struct Entries {
     by_name: BTreeMap<String, Entry>,
-    /// Names, the last rendered at the back.
+    /// Names, in the order in which they were met.
     order: VecDeque<String>,
 }
 
