@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::failure::chain;
 use crate::image::{Platform, Repository, Tag};
@@ -25,7 +26,10 @@ const AT_ONCE: usize = 20;
 /// Tags that take long enough to be worth a line in the log.
 const MANY: usize = 100;
 
-/// The longest wait for a question that has a last known good pin: a hanging registry must not slow every render down.
+/// How old a last known good pin may be to shorten the wait for a newer one.
+const RECENT: Duration = Duration::from_secs(3600);
+
+/// The longest wait for a question that has a recent last known good pin: a hanging registry must not slow every render down.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is asked of a registry.
@@ -108,8 +112,10 @@ impl<S: TagSource> Resolver<S> {
         for (name, question) in names.iter().zip(questions) {
             distinct.entry(name).or_insert(question);
         }
+        // The budget is that of all questions together: a hanging registry must not use it up again for each wave of them.
+        let start = Instant::now();
         // Collected first: a closure in the stream would have to be general over every lifetime.
-        let asked: Vec<_> = distinct.into_iter().map(|(key, question)| self.answered(key, question)).collect();
+        let asked: Vec<_> = distinct.into_iter().map(|(key, question)| self.answered(key, question, start)).collect();
         let answers: BTreeMap<String, Result<Pin, ResolveError>> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
         self.cache.save().await;
         let answer = |(name, question): (&String, &Question)| {
@@ -135,23 +141,31 @@ impl<S: TagSource> Resolver<S> {
         format!("{} {} {}", self.cache.key(&question.repository, &question.access), question.policy, platforms.join(","))
     }
 
-    async fn answered(&self, key: &str, question: &Question) -> (String, Result<Pin, ResolveError>) {
-        (key.to_owned(), self.answer(key, question).await)
+    async fn answered(&self, key: &str, question: &Question, start: Instant) -> (String, Result<Pin, ResolveError>) {
+        (key.to_owned(), self.answer(key, question, start).await)
     }
 
-    async fn looked_up(&self, question: &Question, policy: &Policy, tag: Tag) -> Result<(Tag, Facts), RegistryError> {
-        let facts = self.facts(question, policy, &tag).await?;
-        Ok((tag, facts))
+    /// A tag's facts. None if it is listed but gone, unless it is the tag that is followed.
+    async fn looked_up(&self, question: &Question, policy: &Policy, tag: Tag) -> Result<(Tag, Option<Facts>), RegistryError> {
+        match self.facts(question, policy, &tag).await {
+            Err(RegistryError::NotFound { what }) if !matches!(policy.strategy(), Strategy::Digest(_)) => {
+                tracing::warn!(%what, "a tag is listed but is gone");
+                Ok((tag, None))
+            }
+            facts => Ok((tag, Some(facts?))),
+        }
     }
 
-    async fn answer(&self, key: &str, question: &Question) -> Result<Pin, ResolveError> {
+    async fn answer(&self, key: &str, question: &Question, start: Instant) -> Result<Pin, ResolveError> {
         let stored = self.blocking(key.to_owned(), |store, key| store.pin(&key)).await.flatten();
         if let Some(pin) = stored.as_ref().filter(|pin| is_fresh(pin.at, self.settings.tags_ttl)) {
             return Ok(recall(pin, question, crate::pin::Freshness::Fresh));
         }
         let name = question.name();
-        let budget = if stored.is_some() { self.settings.budget.min(PATIENCE) } else { self.settings.budget };
-        let error = match tokio::time::timeout(budget, self.choose(question)).await {
+        // A pin that was good a moment ago is good enough; an old one is worth the wait, or a slow registry would keep it for ever.
+        let is_recent = stored.as_ref().is_some_and(|pin| is_fresh(pin.at, RECENT));
+        let budget = if is_recent { self.settings.budget.min(PATIENCE) } else { self.settings.budget };
+        let error = match tokio::time::timeout_at(start + budget, self.choose(question)).await {
             Ok(Ok((selection, at))) => {
                 let pin = pin(question, selection, at, Freshness::Fresh);
                 self.keep(key, &pin, at).await;
@@ -224,9 +238,12 @@ impl<S: TagSource> Resolver<S> {
                     .map_err(|source| ResolveError::NoMatch { question: name, source });
             }
             let lookups: Vec<_> = wanted.into_iter().map(|tag| self.looked_up(question, &policy, tag)).collect();
-            let found: Vec<(Tag, Facts)> =
+            let found: Vec<(Tag, Option<Facts>)> =
                 stream::iter(lookups).buffer_unordered(AT_ONCE).try_collect().await.map_err(&failed)?;
-            if !fill(&mut candidates, found) {
+            let (found, gone) = found.into_iter().partition::<Vec<_>, _>(|(_, facts)| facts.is_some());
+            candidates.retain(|candidate| gone.iter().all(|(tag, _)| *tag != candidate.tag));
+            let found = found.into_iter().filter_map(|(tag, facts)| Some((tag, facts?))).collect();
+            if !fill(&mut candidates, found) && gone.is_empty() {
                 let selection = policy.select(&candidates, now);
                 return selection
                     .map(|selection| (selection, listing.at))
@@ -235,19 +252,13 @@ impl<S: TagSource> Resolver<S> {
         }
     }
 
-    /// What must be known of a tag. A tag that is listed but gone has no images, which is a complete answer.
+    /// What must be known of a tag.
     async fn facts(&self, question: &Question, policy: &Policy, tag: &Tag) -> Result<Facts, RegistryError> {
         let Question { repository, access, .. } = question;
         if !policy.reads_metadata() {
             return Ok(Facts { digest: Some(self.cache.digest(repository, tag, access).await?), images: Vec::new() });
         }
-        let manifest = match self.cache.manifest(repository, &Target::Tag(tag.clone()), access).await {
-            Err(RegistryError::NotFound { what }) => {
-                tracing::warn!(%what, "a tag is listed but has no manifest");
-                return Ok(Facts { digest: None, images: Vec::new() });
-            }
-            manifest => manifest?,
-        };
+        let manifest = self.cache.manifest(repository, &Target::Tag(tag.clone()), access).await?;
         let mut images = Vec::new();
         match &manifest.content {
             Content::Image { .. } => images.push(self.built(question, &manifest, None).await?),
@@ -258,7 +269,11 @@ impl<S: TagSource> Resolver<S> {
                         images.push(Built { platform: Some(platform.clone()), created: None });
                         continue;
                     }
-                    let child = self.cache.manifest(repository, &Target::Digest(entry.digest.clone()), access).await?;
+                    let child = match self.cache.manifest(repository, &Target::Digest(entry.digest.clone()), access).await {
+                        // An index that was copied for some of its platforms: not built for this one.
+                        Err(RegistryError::NotFound { .. }) => continue,
+                        child => child?,
+                    };
                     let built = self.built(question, &child, *created).await?;
                     images.push(Built { platform: Some(platform.clone()), ..built });
                 }

@@ -55,6 +55,8 @@ pub struct Service<S> {
     shelf: Shelf,
     /// Renders at a time; the others wait in the order in which they came.
     renders: Semaphore,
+    /// Archives that are unpacked at a time.
+    unpacks: Semaphore,
     metrics: Arc<Metrics>,
     board: Arc<Board>,
 }
@@ -72,14 +74,24 @@ impl<S: TagSource> Service<S> {
         metrics: Arc<Metrics>,
         board: Arc<Board>,
     ) -> Self {
-        Self { plugin, config, resolver, work_dir, shelf, renders: Semaphore::new(at_once), metrics, board }
+        Self {
+            plugin,
+            config,
+            resolver,
+            work_dir,
+            shelf,
+            renders: Semaphore::new(at_once),
+            unpacks: Semaphore::new(at_once),
+            metrics,
+            board,
+        }
     }
 
     async fn receive(&self, stream: Streaming<AppStreamRequest>) -> Result<Received, Status> {
         // A command of plugin.yaml may write where it runs: then nothing is shared.
         let runs_commands = !self.plugin.discover.command.is_empty() || !self.plugin.dynamic.is_empty();
         let shelf = (!runs_commands).then_some(&self.shelf);
-        receive(stream, &self.work_dir, shelf, self.plugin.preserve_file_mode, Bounds::default()).await
+        receive(stream, &self.work_dir, shelf, &self.unpacks, self.plugin.preserve_file_mode, Bounds::default()).await
     }
 
     /// Waits for a turn. The semaphore is fair.

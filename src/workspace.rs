@@ -392,7 +392,22 @@ impl Workspace {
     ///
     /// [`WorkspaceError::Io`].
     pub fn write(&self, path: &Path, text: &str) -> Result<(), WorkspaceError> {
-        let to = self.root().join(path);
+        let mut inside = PathBuf::new();
+        for part in path.components() {
+            let is_inside = match part {
+                Component::Normal(part) => {
+                    inside.push(part);
+                    true
+                }
+                Component::ParentDir => inside.pop(),
+                Component::CurDir => true,
+                Component::RootDir | Component::Prefix(_) => false,
+            };
+            if !is_inside {
+                return Err(WorkspaceError::Outside { path: shown(path) });
+            }
+        }
+        let to = self.root().join(inside);
         let parent = to.parent().expect("a file has a parent");
         fs::create_dir_all(parent).and_then(|()| fs::write(&to, text)).map_err(|error| WorkspaceError::io(path, error))
     }
@@ -465,6 +480,9 @@ mod tests {
         assert_eq!(fs::read_to_string(copy.join("values.yaml")).expect("a file"), "a: 1\n");
         workspace.write(Path::new("apps/web/values.yaml"), "a: 2\n").expect("written");
         assert_eq!(checkout.read(Path::new("shared/values.yaml")).expect("a file"), "a: 1\n");
+        for path in ["/tmp/outside", "../outside", "a/../../outside"] {
+            assert!(matches!(workspace.write(Path::new(path), "x"), Err(WorkspaceError::Outside { .. })), "{path}");
+        }
         let path = workspace.root();
         drop(workspace);
         assert!(!path.exists());

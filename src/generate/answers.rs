@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::asks::{Ask, Text, Wants, asks, placeholder_failure};
+use super::asks::{Ask, Text, Wants, asks, placeholder_failure, too_many};
 use crate::application::Application;
 use crate::failure::{Failure, Failures};
 use crate::image::{Repository, printable};
@@ -160,6 +160,7 @@ impl<'a, S: TagSource> Answering<'a, S> {
             }
             names.push(name);
         }
+        failures.extend(too_many(scans.iter().flatten().map(|scan| scan.placeholders.len()).sum()));
         if !failures.is_empty() {
             return Err(Failures(failures));
         }

@@ -54,10 +54,14 @@ pub(super) fn scan_all<'t>(texts: &[Text<'t>]) -> Result<Vec<Option<Scan<'t>>>, 
             Err(error) => failures.push(text.failure(&error)),
         }
     }
-    if count > MAX_PLACEHOLDERS {
-        failures.push(Failure::text("", format!("{count} placeholders, at most {MAX_PLACEHOLDERS} are allowed"), None));
-    }
+    failures.extend(too_many(count));
     if failures.is_empty() { Ok(scans) } else { Err(Failures(failures)) }
+}
+
+/// The failure of a render with more placeholders than one may hold.
+pub(super) fn too_many(count: usize) -> Option<Failure> {
+    let message = format!("{count} placeholders, at most {MAX_PLACEHOLDERS} are allowed");
+    (count > MAX_PLACEHOLDERS).then(|| Failure::text("", message, None))
 }
 
 /// Something that wants a pin.

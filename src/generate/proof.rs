@@ -15,10 +15,13 @@ pub(super) fn prove(rendered: &str) -> Result<(), Failures> {
     for Document { range, above } in manifest::documents(rendered) {
         match Scan::of(&rendered[range]) {
             Ok(None) => {}
-            Ok(Some(scan)) => failures.extend(scan.placeholders.iter().map(|placeholder| {
-                let place = format!("{RENDERED}:{}:{}", placeholder.line + above, placeholder.column);
-                Failure::text(place, format!("`{}` is not resolved", printable(&placeholder.source)), None)
-            })),
+            Ok(Some(scan)) => {
+                failures.extend(scan.errors.iter().map(|error| placeholder_failure(RENDERED, above, error)));
+                failures.extend(scan.placeholders.iter().map(|placeholder| {
+                    let place = format!("{RENDERED}:{}:{}", placeholder.line + above, placeholder.column);
+                    Failure::text(place, format!("`{}` is not resolved", printable(&placeholder.source)), None)
+                }));
+            }
             Err(error) => failures.push(placeholder_failure(RENDERED, above, &error)),
         }
     }

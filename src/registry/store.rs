@@ -97,7 +97,8 @@ impl Known {
     fn prune(&mut self) {
         let Some(listing) = &self.listing else { return };
         let is_listed = |tag: &str| listing.value.tags.binary_search_by(|listed| listed.tag.as_str().cmp(tag)).is_ok();
-        if self.tags.keys().all(|tag| is_listed(tag)) {
+        // Moving tags leave manifests behind that no tag leads to; indexes have several each.
+        if self.tags.keys().all(|tag| is_listed(tag)) && self.manifests.len() <= 16 * self.tags.len() + 100 {
             return;
         }
         self.tags.retain(|tag, _| is_listed(tag));
@@ -173,7 +174,7 @@ impl Store {
     pub fn keep(&self, pin: StoredPin) {
         let key = pin.key.clone();
         self.update(Section::Pins, &key, |stored: Option<StoredPin>| match stored {
-            Some(stored) if stored.key == pin.key && stored.at > pin.at => None,
+            Some(stored) if stored.key == pin.key && stored.at > pin.at && stored.at <= Timestamp::now() => None,
             _ => Some(pin),
         });
     }
@@ -194,7 +195,12 @@ impl Store {
                 Err(error) => error.to_string(),
             },
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return None,
-            Err(error) => error.to_string(),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => error.to_string(),
+            Err(error) => {
+                // Perhaps there were too many open files for a moment: the file may be whole.
+                tracing::warn!(file = %path.display(), %error, "a file of the store cannot be read");
+                return None;
+            }
         };
         let aside = path.with_extension("damaged");
         let moved = fs::rename(&path, &aside).is_ok();
@@ -226,6 +232,10 @@ impl Store {
         let lock = options.open(self.root.join("v1/lock"))?;
         wait_for(&lock)?;
         let is_new = !path.exists();
+        // What is there but cannot be read is not replaced by less.
+        if !is_new {
+            File::open(&path)?;
+        }
         let Some(value) = change(self.read(section, key)) else { return Ok(()) };
         if is_new {
             make_room(dir)?;

@@ -32,6 +32,8 @@ pub struct Chart {
     pub key: String,
     pub values: Option<Values>,
     pub dependencies: Vec<Chart>,
+    /// All that are declared.
+    pub declared: Vec<Declared>,
     /// Declared, but not below `charts/`.
     pub missing: Vec<Declared>,
     /// `condition` paths of its declaration, in order.
@@ -171,9 +173,10 @@ impl Reader<'_> {
                 found.push((own.clone(), chart));
             }
         }
-        let missing = declared.into_iter().filter(|declared| found.iter().all(|(name, _)| *name != declared.name)).collect();
+        let is_missing = |declared: &&Declared| found.iter().all(|(name, _)| *name != declared.name);
+        let missing = declared.iter().filter(is_missing).cloned().collect();
         let dependencies = found.into_iter().map(|(_, chart)| chart).collect();
-        Ok(Chart { key, values, dependencies, missing, ..Chart::default() })
+        Ok(Chart { key, values, dependencies, declared, missing, ..Chart::default() })
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Component, Path, PathBuf};
 
 use sha2::Digest as _;
 
-use super::chart::{self, Chart, Declared, Values};
+use super::chart::{self, Chart, Values};
 use super::{Data, RenderError, Source, Targets, Tools, environment, text};
 use crate::application::Application;
 use crate::image::{Repository, printable};
@@ -79,7 +79,7 @@ impl Plan {
         let mut data = Vec::new();
         let mut chart = chart::read(checkout, checkout.app(), &mut data)?;
         if !chart.missing.is_empty() {
-            build_dependencies(checkout, &mut workspace, &chart.missing, tools).await?;
+            build_dependencies(checkout, &mut workspace, &chart, tools).await?;
             data.clear();
             chart_at = Checkout::open(&workspace.root().join(checkout.app()), Some(&checkout.app().to_string_lossy()))?;
             chart = chart::read(&chart_at, chart_at.app(), &mut data)?;
@@ -104,6 +104,7 @@ impl Plan {
             ("--set-string", "helm-force-string-parameters", &options.force_string_parameters),
         ] {
             for (name, value) in values {
+                one_name(&format!("parameter `{parameter}`"), name)?;
                 let place = format!("parameter `{parameter}`, key `{}`", printable(name));
                 data.push(Data { name: place, text: value.clone(), source: Source::Parameter });
                 sets.push(Set { flag, name: name.clone(), data: data.len() - 1 });
@@ -111,6 +112,7 @@ impl Plan {
         }
         let mut set_files = Vec::new();
         for (name, path) in &options.file_parameters {
+            one_name("parameter `helm-file-parameters`", name)?;
             let found = checkout.find(checkout.app(), &application.expand(path)).map_err(|source| RenderError::File {
                 what: format!("parameter `helm-file-parameters`, key `{}`", printable(name)),
                 source,
@@ -248,6 +250,7 @@ impl Plan {
             add(flag, format!("{}={}", set.name, escaped(&self.application.expand(&value.replace("$$(pin", "$$$$(pin")))).into());
         }
         for (name, value) in &targets.helm {
+            one_name("a rule's Helm target", name)?;
             add("--set-string", format!("{name}={}", escaped(value)).into());
         }
         for (name, path) in &self.set_files {
@@ -255,10 +258,10 @@ impl Plan {
         }
         for file in &self.value_files {
             match file {
-                ValueFile::Remote(url) => add("--values", url.into()),
+                ValueFile::Remote(url) => add("--values", one_field(url).into()),
                 ValueFile::Local(data, path) => match changed.get(data) {
                     Some(text) => add("--values", self.workspace.write_extra(&format!("{data}.yaml"), text)?.into()),
-                    None => add("--values", path.into()),
+                    None => add("--values", one_field(&path.to_string_lossy()).into()),
                 },
             }
         }
@@ -328,19 +331,30 @@ fn child(tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Pat
 async fn build_dependencies(
     checkout: &Checkout,
     workspace: &mut Workspace,
-    missing: &[Declared],
+    chart: &Chart,
     tools: &Tools,
 ) -> Result<(), RenderError> {
     workspace.copy(checkout, checkout.app())?;
     let directory = workspace.root().join(checkout.app());
     let home = workspace.home();
     tracing::info!(
-        charts = missing.iter().map(|chart| chart.name.as_str()).collect::<Vec<_>>().join(", "),
+        charts = chart.missing.iter().map(|chart| chart.name.as_str()).collect::<Vec<_>>().join(", "),
         "building dependencies"
     );
-    for chart in missing {
+    let Chart { missing, declared, .. } = chart;
+    // Helm builds all of them again, also those that are there.
+    for chart in declared {
         let repository = chart.repository.as_str();
+        let is_missing = missing.iter().any(|missing| missing.name == chart.name);
         if let Some(path) = repository.strip_prefix("file://") {
+            if path.starts_with('/') {
+                let what =
+                    format!("dependency `{}`: `{}` leads outside the checkout", printable(&chart.name), printable(repository));
+                return Err(RenderError::Invalid {
+                    what,
+                    hint: Some("write a path relative to the chart: `file://../lib`".into()),
+                });
+            }
             let found = checkout
                 .find(checkout.app(), path)
                 .map_err(|source| RenderError::File { what: format!("dependency `{}`", printable(&chart.name)), source })?;
@@ -351,7 +365,7 @@ async fn build_dependencies(
                 sha2::Sha256::digest(repository.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
             let arguments = ["repo", "add", &name, repository].map(OsString::from).into();
             child(tools, arguments, directory.clone(), &home).run().await?;
-        } else if !repository.starts_with("oci://") {
+        } else if is_missing && !repository.starts_with("oci://") {
             let what = format!(
                 "dependency `{}` is missing in `charts/`, and its repository `{}` is none",
                 printable(&chart.name),
@@ -478,6 +492,24 @@ fn glob(checkout: &Checkout, pattern: &str) -> Result<Vec<PathBuf>, RenderError>
     Ok(inside.collect::<Result<_, _>>()?)
 }
 
+/// A path as one field: Helm reads `--values` as comma-separated values, so that a comma would name a second file.
+fn one_field(path: &str) -> String {
+    if path.contains([',', '"', '\n', '\r']) { format!("\"{}\"", path.replace('"', "\"\"")) } else { path.to_owned() }
+}
+
+/// Refuses a name that Helm would read as more than one assignment: a second one could name any file, or any address.
+fn one_name(place: &str, name: &str) -> Result<(), RenderError> {
+    let mut before = ' ';
+    for c in name.chars() {
+        if matches!(c, '=' | ',' | '{' | '}' | '\n' | '\r') && before != '\\' {
+            let what = format!("{place}: `{}` is not the path of one value", printable(name));
+            return Err(RenderError::Invalid { what, hint: Some("escape a `,` or `=` of a key with `\\`".into()) });
+        }
+        before = c;
+    }
+    Ok(())
+}
+
 /// Escapes commas as Argo CD does (`cleanSetParameters`): not in a `{list}`, and not where already escaped.
 fn escaped(value: &str) -> String {
     if value.starts_with('{') && value.ends_with('}') {
@@ -505,6 +537,19 @@ fn plain_version(version: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_comma_names_no_second_file_and_no_second_value() {
+        assert_eq!(one_field("/a/values.yaml"), "/a/values.yaml");
+        assert_eq!(one_field("/a,/etc/passwd"), "\"/a,/etc/passwd\"");
+        assert_eq!(one_field("/a\",b"), "\"/a\"\",b\"");
+        for name in ["image.tag", "hosts[0].name", r"nodeSelector.kubernetes\.io/os", r"a\,b"] {
+            assert!(one_name("x", name).is_ok(), "{name}");
+        }
+        for name in ["a=/etc/passwd,b", "a,b", "a=b", "a\nb"] {
+            assert!(one_name("x", name).is_err(), "{name}");
+        }
+    }
 
     /// Rows of Argo CD's `TestHelmArgCleaner`.
     #[test]

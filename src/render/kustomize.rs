@@ -85,6 +85,10 @@ impl Plan {
         for entry in roots.flat_map(|list| tree.items(list)) {
             let files = lists(*entry).copied().chain(tree.get(*entry, "env")).filter_map(|id| tree.text(id));
             for file in files.map(|file| file.split_once('=').map_or(file, |(_, path)| path)) {
+                // Kustomize refuses absolute paths itself; here they would count from the checkout's root.
+                if Path::new(file).is_absolute() {
+                    continue;
+                }
                 let Ok(path) = self.checkout.find(dir, file) else { continue };
                 let text = match self.checkout.read(&path) {
                     Err(WorkspaceError::NotText { .. } | WorkspaceError::Missing { .. } | WorkspaceError::Io { .. }) => continue,
@@ -145,11 +149,15 @@ impl Plan {
         let edits = self.edits(targets)?;
         let patches = &self.application.parameters.kustomize.patches;
         let components = self.components()?;
-        let is_copied = !changed.is_empty() || !edits.is_empty() || patches.is_some() || !components.is_empty();
+        let options = &tools.kustomize_build_options;
+        let writes = options.iter().any(|option| option.starts_with("--enable-"));
+        let reaches_further = writes || options.iter().any(|option| option.ends_with("LoadRestrictionsNone"));
+        // Kustomize unpacks charts beside the kustomization: never in the checkout, which others may be reading.
+        let is_copied = writes || !changed.is_empty() || !edits.is_empty() || patches.is_some() || !components.is_empty();
         let root = if is_copied { workspace.root() } else { self.checkout.root().to_owned() };
         if is_copied {
-            // Without load restrictions a kustomization may name any file of the checkout.
-            if tools.kustomize_build_options.iter().any(|option| option.ends_with("LoadRestrictionsNone")) {
+            // Without load restrictions a kustomization may name any file of the checkout, and charts may stand anywhere.
+            if reaches_further {
                 workspace.copy(&self.checkout, Path::new(""))?;
             }
             for dir in self.reached.iter().chain(&components) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
 
@@ -64,6 +64,7 @@ pub async fn receive(
     mut stream: Streaming<AppStreamRequest>,
     work_dir: &Path,
     shelf: Option<&Shelf>,
+    unpacks: &Semaphore,
     keep_modes: bool,
     bounds: Bounds,
 ) -> Result<Received, Status> {
@@ -73,11 +74,23 @@ pub async fn receive(
         drain(&mut stream).await;
         return Err(Status::invalid_argument("error getting stream metadata: metadata is nil"));
     };
-    let kept = shelf.and_then(|shelf| shelf.get(&metadata.checksum));
-    let mut unpacking = match &kept {
-        Some(_) => None,
-        None => Some(Unpacking::start(work_dir, keep_modes, bounds)?),
-    };
+    let on_shelf = || shelf.and_then(|shelf| shelf.get(&metadata.checksum));
+    let mut kept = on_shelf();
+    let mut unpacking = None;
+    // A push makes every application of a repository send the same: those that wait here find it on the shelf.
+    let turn = if kept.is_none() { unpacks.acquire().await.ok() } else { None };
+    if kept.is_none() {
+        kept = on_shelf();
+    }
+    if kept.is_none() {
+        match Unpacking::start(work_dir, keep_modes, bounds) {
+            Ok(started) => unpacking = Some(started),
+            Err(status) => {
+                drain(&mut stream).await;
+                return Err(status);
+            }
+        }
+    }
     let mut hash = Sha256::new();
     let mut problem = None;
     while let Some(message) = stream.message().await.map_err(|error| broken("error receiving stream", &error))? {
@@ -110,6 +123,7 @@ pub async fn receive(
     if let Some(shelf) = shelf {
         shelf.put(&checksum, &unpacked);
     }
+    drop(turn);
     Ok(Received { unpacked, rel_path: metadata.app_rel_path, environment: metadata.env })
 }
 

@@ -202,8 +202,9 @@ fn what_is_deleted_is_not_chosen(kind: Kind) {
     assert!(peer.tags(REPOSITORY).contains("1.3.0"));
     let newest = ["newest-build", "--platform", "linux/amd64"];
     let ran = resolve(&driver, &peer, &newest);
-    assert!(ran.stderr.contains("a tag is listed but has no manifest"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("a tag is listed but is gone"), "{}", ran.stderr);
     assert_eq!(ran.ok(), "1.1.0\n");
+    assert!(resolve(&driver, &peer, &["~1", "--with-digest"]).ok().starts_with("1.1.0@sha256:"));
 }
 
 fn what_is_not_there_is_named(kind: Kind) {
