@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::failure::{Failure, Failures};
 use crate::image::printable;
 use crate::parameters::{ParameterError, Parameters, RawParameter};
 
@@ -58,6 +59,19 @@ impl ApplicationError {
             }
             Self::NoPlugin(_) => Some("add `plugin: {name: pinion@v1}` to `spec.source`".into()),
             _ => None,
+        }
+    }
+}
+
+/// The variable that holds the parameters, which is where their mistakes are.
+pub const PARAMETERS: &str = "ARGOCD_APP_PARAMETERS";
+
+impl ApplicationError {
+    /// The error for people, at a place: one failure for each parameter, each with its own hint.
+    pub fn failures(&self, place: &str) -> Failures {
+        match self {
+            Self::Parameters(errors) => Failures(errors.iter().map(|error| Failure::new(place, error, error.hint())).collect()),
+            error => Failure::new(place, error, error.hint()).into(),
         }
     }
 }
@@ -138,7 +152,7 @@ impl Application {
     /// [`ApplicationError::Parameters`].
     pub fn from_environment(get: impl Fn(&str) -> Option<String>) -> Result<Self, ApplicationError> {
         let text = |name: &str| get(name).unwrap_or_default();
-        let parameters = Parameters::from_json(&text("ARGOCD_APP_PARAMETERS")).map_err(ApplicationError::Parameters)?;
+        let parameters = Parameters::from_json(&text(PARAMETERS)).map_err(ApplicationError::Parameters)?;
         Ok(Self {
             name: text("ARGOCD_APP_NAME"),
             namespace: text("ARGOCD_APP_NAMESPACE"),

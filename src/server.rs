@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use crate::application::Application;
+use crate::application::{Application, PARAMETERS};
 use crate::config::Config;
 use crate::failure::{Failures, chain};
 use crate::generate::{Generated, generate, survey};
@@ -257,7 +257,8 @@ impl Drop for Waiting<'_> {
 }
 
 fn application(received: &Received) -> Result<Application, Status> {
-    Application::from_environment(|name| received.variable(name)).map_err(|error| Status::invalid_argument(short(&chain(&error))))
+    Application::from_environment(|name| received.variable(name))
+        .map_err(|error| refused("error generating manifests", &error.failures(PARAMETERS)))
 }
 
 fn checkout(received: &Received, application: &Application) -> Result<Checkout, Status> {

@@ -8,9 +8,8 @@ use anyhow::Context;
 use clap::Args;
 
 use super::{Outcome, configured, resolver};
-use crate::application::{Application, ApplicationError};
+use crate::application::{Application, PARAMETERS};
 use crate::config;
-use crate::failure::{Failure, Failures};
 use crate::generate::generate;
 use crate::pin::{self, Freshness, Pin};
 use crate::workspace::Checkout;
@@ -61,7 +60,7 @@ impl Arguments {
         let config = configured(self.config)?;
         let environment = Application::from_environment(|name| std::env::var(name).ok());
         let mut application = match &self.application {
-            None => environment.map_err(|error| failure("ARGOCD_APP_PARAMETERS", &error))?,
+            None => environment.map_err(|error| error.failures(PARAMETERS))?,
             Some(path) => {
                 let text = std::fs::read_to_string(path).with_context(|| format!("`{}` cannot be read", path.display()))?;
                 read_manifest(&self.dir, path, &text)?.completed_by(environment.unwrap_or_default())
@@ -108,20 +107,11 @@ pub fn directory(dir: PathBuf, application: &Application) -> PathBuf {
 /// The application of a manifest, with the override files that stand in its directory.
 pub fn read_manifest(dir: &Path, path: &Path, text: &str) -> Result<Application, crate::failure::Failures> {
     let place = path.display().to_string();
-    let read = Application::from_manifest(text, &[]).map_err(|error| failure(&place, &error))?;
+    let read = Application::from_manifest(text, &[]).map_err(|error| error.failures(&place))?;
     let dir = directory(dir.to_owned(), &read);
     let names = [".argocd-source.yaml".to_owned(), format!(".argocd-source-{}.yaml", read.name)];
     let overrides: Vec<String> = names.iter().filter_map(|name| std::fs::read_to_string(dir.join(name)).ok()).collect();
-    Application::from_manifest(text, &overrides).map_err(|error| failure(&place, &error))
-}
-
-fn failure(place: &str, error: &ApplicationError) -> Failures {
-    match error {
-        ApplicationError::Parameters(errors) => {
-            Failures(errors.iter().map(|error| Failure::new(place, error, error.hint())).collect())
-        }
-        error => Failure::new(place, error, error.hint()).into(),
-    }
+    Application::from_manifest(text, &overrides).map_err(|error| error.failures(&place))
 }
 
 /// The pins as a table: image, policy, tag, and how current it is.
