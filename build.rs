@@ -7,6 +7,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = protox::compile(["src/server/plugin.proto"], ["src/server"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("plugin.bin"), files.encode_to_vec())?;
-    tonic_prost_build::configure().build_transport(false).compile_fds(files)?;
+    tonic_prost_build::configure().build_transport(false).bytes(".").compile_fds(files)?;
     Ok(())
 }

@@ -18,6 +18,7 @@ use crate::registry::cache::{Cache, Freshness};
 use crate::registry::store::Store;
 use crate::registry::{Client, Limits};
 use crate::resolve::{Resolver, Settings};
+use crate::telemetry::{Hits, Requests};
 
 /// Resolves image tags while Argo CD renders.
 ///
@@ -100,20 +101,22 @@ impl Cli {
     }
 }
 
-/// A resolver that asks registries, as configured.
-fn resolver(config: &Config) -> Resolver<Client> {
+/// A resolver that asks registries, as configured, and counts what it does.
+fn resolver(config: &Config, requests: Requests, hits: Hits) -> Resolver<Client> {
     let store = Arc::new(Store::new(&config.store));
     let limits = Limits {
         allowed_hosts: config.allow_registries.clone(),
         allow_application_credentials: config.allow_application_credentials,
         // A little less than the budget, so that the registry's own failure is what is reported.
         deadline: config.lookup_timeout.mul_f64(0.9),
+        requests,
         ..Limits::default()
     };
     let client = Client::new(config.registries.clone(), limits);
     let freshness = Freshness { tags: config.tags_ttl, digests: config.digests_ttl };
     let settings = Settings { tags_ttl: config.tags_ttl, budget: config.lookup_timeout, platforms: config.platforms.clone() };
-    Resolver::new(Cache::new(client, Arc::clone(&store), freshness), store, settings)
+    let cache = Cache::new(client, Arc::clone(&store), freshness, hits);
+    Resolver::new(cache, store, settings)
 }
 
 fn configured(raw: config::Raw) -> anyhow::Result<Config> {

@@ -13,7 +13,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 mod answers;
 pub(crate) mod asks;
@@ -43,14 +43,53 @@ pub struct Generated {
     pub tool: &'static str,
     /// What a person should know though nothing failed.
     pub notes: Vec<String>,
+    /// Where its time went.
+    pub phases: Phases,
+    /// Was the tool's text known already?
+    pub is_recalled: bool,
+}
+
+/// The time of each part of a render.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Phases {
+    /// Reading files, rules and placeholders.
+    pub prepare: Duration,
+    /// Asking for pins.
+    pub lookup: Duration,
+    /// Helm, Kustomize, or putting files together.
+    pub tool: Duration,
+    /// What is done with the rendered text.
+    pub finish: Duration,
+}
+
+impl Phases {
+    /// Each with its name.
+    pub fn named(&self) -> [(&'static str, Duration); 4] {
+        [("prepare", self.prepare), ("lookup", self.lookup), ("tool", self.tool), ("finish", self.finish)]
+    }
+
+    /// In milliseconds, as one text for the log.
+    pub fn text(&self) -> String {
+        let times = self.named().map(|(name, time)| format!("{name}={:.1}", time.as_secs_f64() * 1000.0));
+        times.join(" ")
+    }
+}
+
+/// Measures one phase after the other.
+struct Lap(Instant);
+
+impl Lap {
+    fn lap(&mut self) -> Duration {
+        let now = Instant::now();
+        now.duration_since(std::mem::replace(&mut self.0, now))
+    }
 }
 
 impl Generated {
-    /// One line a render, in the log.
-    pub fn log(&self, application: &str, started: Instant) {
+    /// The pins as one text, for the log.
+    pub fn pins_text(&self) -> String {
         let pins: Vec<String> = self.pins.iter().map(|pin| format!("{}:{}", pin.repository.text(), pin.pinned)).collect();
-        let milliseconds = started.elapsed().as_millis();
-        tracing::info!(application, tool = self.tool, stale = self.stale(), milliseconds, pins = pins.join(" "), "rendered");
+        pins.join(" ")
     }
 
     /// How many pins are not fresh because a registry could not be asked.
@@ -59,35 +98,40 @@ impl Generated {
     }
 }
 
-/// Renders an application.
+/// Renders an application. Lookups leave time for the tool before the deadline, if there is one.
 ///
 /// # Errors
 ///
 /// All [`Failures`] of the step that failed, each with its place.
-pub async fn generate<S: TagSource>(
+pub async fn generate<S: TagSource + 'static>(
     checkout: &Checkout,
     application: &Application,
     tools: &Tools,
     image_paths: &[ImagePath],
     resolver: &Resolver<S>,
+    deadline: Option<Instant>,
 ) -> Result<Generated, Failures> {
+    let (mut lap, mut phases) = (Lap(Instant::now()), Phases::default());
     let rules = read_rules(checkout, application)?;
     let given = read_given(checkout, application)?;
     let mut plan = Plan::prepare(checkout, application, tools).await.map_err(|error| render_failure(&error))?;
     misplaced(&rules, plan.tool())?;
-    let mut answering = Answering::new(application, &rules, given, resolver);
+    let mut answering = Answering::new(application, &rules, given, resolver, deadline);
 
     let texts: Vec<Text<'_>> = Text::of(&plan);
     let scans = scan_all(&texts)?;
     let inferred = plan.images(&scans).map_err(|error| render_failure(&error))?;
     let mut asks = asks(&rules, &texts, &scans, &inferred)?;
     asks.extend(rule_asks(&rules));
+    phases.prepare = lap.lap();
     let answers = answering.answer(asks).await?;
+    phases.lookup = lap.lap();
     let changed = substitute(&scans, &answers);
     let targets = answering.targets(&answers);
     drop(scans);
 
     let rendered = plan.run(&changed, &targets, tools).await.map_err(|error| render_failure(&error))?;
+    phases.tool = lap.lap();
     if is_empty(&rendered) {
         return Err(render_failure(&RenderError::Empty));
     }
@@ -104,7 +148,9 @@ pub async fn generate<S: TagSource>(
     notes.extend(rules.notes.iter().cloned());
     notes.extend(answering.doubts(&manifests));
     notes.extend(answering.unused());
-    Ok(Generated { manifests, pins: answering.pins, tool: plan.tool(), notes })
+    phases.finish = lap.lap();
+    let is_recalled = plan.is_recalled();
+    Ok(Generated { manifests, pins: answering.pins, tool: plan.tool(), notes, phases, is_recalled })
 }
 
 /// Targets that the tool does not have.
@@ -145,7 +191,7 @@ pub async fn check(checkout: &Checkout, application: &Application, tools: &Tools
 /// # Errors
 ///
 /// As [`check`].
-pub async fn survey<S: TagSource>(
+pub async fn survey<S: TagSource + 'static>(
     checkout: &Checkout,
     application: &Application,
     tools: &Tools,

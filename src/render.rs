@@ -8,6 +8,7 @@ pub mod chart;
 pub mod directory;
 pub mod helm;
 pub mod kustomize;
+pub mod memo;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -23,6 +24,7 @@ use crate::process::ProcessError;
 use crate::values::TooManyValues;
 use crate::workspace::{Checkout, WorkspaceError};
 use crate::yaml::YamlError;
+use memo::Memo;
 
 /// The tools and the operator's choices about them.
 #[derive(Clone, Debug)]
@@ -39,6 +41,8 @@ pub struct Tools {
     pub value_file_schemes: Vec<String>,
     /// Largest sum of a directory's manifests, in bytes.
     pub max_directory_bytes: u64,
+    /// Texts that were rendered before, where renders share a process.
+    pub memo: Option<Memo>,
 }
 
 /// Variables that a child inherits: where to find programs, and how to reach the network.
@@ -149,6 +153,11 @@ impl Plan {
     ///
     /// [`RenderError`], for a missing or unreadable file, or a path that leads out of the checkout.
     pub async fn prepare(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
+        let plan = Self::prepare_once(checkout, application, tools).await;
+        if lacks_files(&plan, checkout)? { Self::prepare_once(checkout, application, tools).await } else { plan }
+    }
+
+    async fn prepare_once(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
         let choice = match application.parameters.renderer {
             Choice::Auto => detect(&checkout.app_dir()),
             choice => choice,
@@ -166,6 +175,15 @@ impl Plan {
             Self::Helm(_) => "helm",
             Self::Kustomize(_) => "kustomize",
             Self::Directory(_) => "directory",
+        }
+    }
+
+    /// Did the text of the last [`Plan::run`] come from the memo?
+    pub fn is_recalled(&self) -> bool {
+        match self {
+            Self::Helm(plan) => plan.is_recalled,
+            Self::Kustomize(plan) => plan.is_recalled,
+            Self::Directory(_) => false,
         }
     }
 
@@ -210,10 +228,25 @@ impl Plan {
             Self::Kustomize(_) if !targets.helm.is_empty() => wrong("Helm"),
             Self::Directory(_) if !targets.helm.is_empty() => wrong("Helm"),
             Self::Directory(_) if !targets.kustomize.is_empty() => wrong("Kustomize"),
-            Self::Helm(plan) => plan.run(changed, targets, tools).await,
-            Self::Kustomize(plan) => plan.run(changed, targets, tools).await,
+            Self::Helm(plan) => {
+                let rendered = plan.run(changed, targets, tools).await;
+                if lacks_files(&rendered, plan.checkout())? { plan.run(changed, targets, tools).await } else { rendered }
+            }
+            Self::Kustomize(plan) => {
+                let rendered = plan.run(changed, targets, tools).await;
+                if lacks_files(&rendered, plan.checkout())? { plan.run(changed, targets, tools).await } else { rendered }
+            }
             Self::Directory(plan) => Ok(plan.run(changed)),
         }
+    }
+}
+
+/// Did a tool fail that may have looked for a file which is not on disk yet? Then it is now, with all others: what is written out
+/// beforehand is a guess, and what is rendered must not depend on it.
+fn lacks_files<T>(result: &Result<T, RenderError>, checkout: &Checkout) -> Result<bool, RenderError> {
+    match result {
+        Err(RenderError::Process(ProcessError::Failed { .. })) => Ok(checkout.complete()?),
+        _ => Ok(false),
     }
 }
 

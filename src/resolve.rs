@@ -2,14 +2,17 @@
 //!
 //! All questions go out at once and all failures come back together. A pin is chosen from a complete answer or not at all (P2): when
 //! fresh data cannot be had completely, the last pin of the same question is served and marked stale; without one, a choice from the
-//! last complete listing; without that, the policy's fallback; else the question fails. Every lookup ends within the budget (P5).
+//! last complete listing; without that, the policy's fallback; else the question fails. Every answer comes within the budget (P5); a
+//! lookup whose time is up goes on behind, for the next one who asks.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::future::{BoxFuture, FutureExt, Shared};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use moka::sync::Cache as Memory;
 use tokio::time::Instant;
 
 use crate::failure::chain;
@@ -19,6 +22,7 @@ use crate::policy::{Built, Candidate, Facts, NoMatch, Policy, Selection, Strateg
 use crate::registry::cache::{Cache, Remembered, is_fresh};
 use crate::registry::store::{Store, StoredPin};
 use crate::registry::{Access, Content, Manifest, RegistryError, TagSource, Target};
+use crate::telemetry::Layer;
 
 /// Tags of one question that are looked into at a time.
 const AT_ONCE: usize = 20;
@@ -31,6 +35,15 @@ const RECENT: Duration = Duration::from_secs(3600);
 
 /// The longest wait for a question that has a recent last known good pin: a hanging registry must not slow every render down.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a lookup may go on when nobody waits for it any more.
+const BEHIND: Duration = Duration::from_secs(600);
+
+/// Lookups that go on at a time; further ones end with those who wait for them.
+const MAX_BEHIND: usize = 256;
+
+/// Pins in memory.
+const MAX_PINS: u64 = 100_000;
 
 /// What is asked of a registry.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +73,9 @@ pub enum ResolveError {
     /// The registry took longer than the budget, and nothing is remembered.
     #[error("could not resolve `{question}` within {}", humantime::format_duration(*budget))]
     Budget { question: String, budget: Duration },
+    /// A defect of ours.
+    #[error("the lookup of `{question}` broke off; the log says more")]
+    Broken { question: String },
     /// The tags are known, and none is permitted.
     #[error("could not resolve `{question}`")]
     NoMatch {
@@ -76,15 +92,27 @@ impl ResolveError {
             Self::Registry { source, .. } => source.hint(),
             Self::Budget { .. } => Some("raise `--lookup-timeout`; what was learned meanwhile is kept for the next time".into()),
             Self::NoMatch { source, .. } => source.hint(),
+            Self::Broken { .. } => None,
         }
     }
 }
 
 /// Answers questions.
 pub struct Resolver<S> {
+    asking: Arc<Asking<S>>,
+    under_way: Mutex<HashMap<String, Lookup>>,
+}
+
+/// A lookup that several may wait for.
+type Lookup = Shared<BoxFuture<'static, Result<Pin, ResolveError>>>;
+
+/// What a lookup needs, also when nobody waits for it.
+struct Asking<S> {
     cache: Cache<S>,
     store: Arc<Store>,
     settings: Settings,
+    /// Pins of fresh questions, so that a render reads no file for them.
+    pins: Memory<String, StoredPin>,
 }
 
 /// The operator's choices.
@@ -98,26 +126,30 @@ pub struct Settings {
     pub platforms: Vec<Platform>,
 }
 
-impl<S: TagSource> Resolver<S> {
+impl<S: TagSource + 'static> Resolver<S> {
     pub fn new(cache: Cache<S>, store: Arc<Store>, settings: Settings) -> Self {
-        Self { cache, store, settings }
+        let pins = Memory::builder().max_capacity(MAX_PINS).time_to_live(settings.tags_ttl).build();
+        Self { asking: Arc::new(Asking { cache, store, settings, pins }), under_way: Mutex::default() }
     }
 
-    /// Answers all questions at once, each within the budget. Answers are in the order of the questions; equal questions are asked once.
+    /// Answers all questions at once, each within the budget, and within half of the time until the deadline: the tool needs the rest.
+    /// Answers are in the order of the questions; equal questions are asked once.
     ///
     /// What is learned is kept in the store before this returns.
-    pub async fn resolve(&self, questions: &[Question]) -> Vec<Result<Pin, ResolveError>> {
-        let names: Vec<String> = questions.iter().map(|question| self.key(question)).collect();
+    pub async fn resolve(&self, questions: &[Question], deadline: Option<std::time::Instant>) -> Vec<Result<Pin, ResolveError>> {
+        let names: Vec<String> = questions.iter().map(|question| self.asking.key(question)).collect();
         let mut distinct: BTreeMap<&str, &Question> = BTreeMap::new();
         for (name, question) in names.iter().zip(questions) {
             distinct.entry(name).or_insert(question);
         }
         // The budget is that of all questions together: a hanging registry must not use it up again for each wave of them.
         let start = Instant::now();
+        let left = deadline.map(|deadline| Instant::from_std(deadline).saturating_duration_since(start) / 2);
+        let budget = self.asking.settings.budget.min(left.unwrap_or(Duration::MAX));
         // Collected first: a closure in the stream would have to be general over every lifetime.
-        let asked: Vec<_> = distinct.into_iter().map(|(key, question)| self.answered(key, question, start)).collect();
+        let asked: Vec<_> = distinct.into_iter().map(|(key, question)| self.answered(key, question, start, budget)).collect();
         let answers: BTreeMap<String, Result<Pin, ResolveError>> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
-        self.cache.save().await;
+        self.asking.cache.save().await;
         let answer = |(name, question): (&String, &Question)| {
             let pin = answers.get(name).expect("every question was asked").clone();
             // Each question keeps its own spelling of the image.
@@ -128,10 +160,78 @@ impl<S: TagSource> Resolver<S> {
 
     /// The last pin of a question, however old. Asks nobody.
     pub async fn last(&self, question: &Question) -> Option<Pinned> {
-        let stored = self.blocking(self.key(question), |store, key| store.pin(&key)).await.flatten()?;
-        stored.pin.parse().ok()
+        self.asking.stored(&self.asking.key(question)).await?.pin.parse().ok()
     }
 
+    async fn answered(
+        &self,
+        key: &str,
+        question: &Question,
+        start: Instant,
+        budget: Duration,
+    ) -> (String, Result<Pin, ResolveError>) {
+        (key.to_owned(), self.answer(key, question, start, budget).await)
+    }
+
+    async fn answer(&self, key: &str, question: &Question, start: Instant, budget: Duration) -> Result<Pin, ResolveError> {
+        let Asking { settings, pins, .. } = &*self.asking;
+        let in_memory = pins.get(key).filter(|pin| is_fresh(pin.at, settings.tags_ttl));
+        let stored = if in_memory.is_some() { in_memory } else { self.asking.stored(key).await };
+        if let Some(pin) = stored.as_ref().filter(|pin| is_fresh(pin.at, settings.tags_ttl)) {
+            pins.insert(key.to_owned(), pin.clone());
+            self.asking.cache.count(Layer::Pin, true);
+            return Ok(recall(pin, question, Freshness::Fresh));
+        }
+        self.asking.cache.count(Layer::Pin, false);
+        // A pin that was good a moment ago is good enough; an old one is worth the wait, or a slow registry would keep it for ever.
+        let is_recent = stored.as_ref().is_some_and(|pin| is_fresh(pin.at, RECENT));
+        let budget = if is_recent { budget.min(PATIENCE) } else { budget };
+        let error = match tokio::time::timeout_at(start + budget, self.lookup(key, question)).await {
+            Ok(Ok(pin)) => return Ok(pin),
+            Ok(Err(error)) => error,
+            Err(_) => ResolveError::Budget { question: question.name(), budget },
+        };
+        let reason = reason(&error);
+        if matches!(error, ResolveError::NoMatch { .. }) {
+            return fallback(question, reason).ok_or(error);
+        }
+        if let Some(stored) = stored {
+            tracing::warn!(question = question.name(), pin = %stored.pin, since = %stored.at, %reason, "serving the last known good pin");
+            let freshness = Freshness::Stale { since: stored.at, reason };
+            return Ok(recall(&stored, question, freshness));
+        }
+        if let Some(pin) = self.asking.remember(question, &reason).await {
+            tracing::warn!(question = question.name(), pin = %pin.pinned, %reason, "serving a choice from the last complete listing");
+            return Ok(pin);
+        }
+        fallback(question, reason).ok_or(error)
+    }
+
+    /// The lookup of a question: the one that is under way, or a new one, which goes on when nobody waits for it any more.
+    fn lookup(&self, key: &str, question: &Question) -> Lookup {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.retain(|_, lookup| lookup.peek().is_none());
+        if let Some(lookup) = under_way.get(key) {
+            return lookup.clone();
+        }
+        let (asking, key, question) = (Arc::clone(&self.asking), key.to_owned(), question.clone());
+        let (name, question_name) = (key.clone(), question.name());
+        let work = async move {
+            let pin = tokio::time::timeout(BEHIND, asking.look_up(&key, &question)).await;
+            pin.unwrap_or_else(|_| Err(ResolveError::Budget { question: question.name(), budget: BEHIND }))
+        };
+        if under_way.len() >= MAX_BEHIND {
+            return work.boxed().shared();
+        }
+        let broken = ResolveError::Broken { question: question_name };
+        let task = tokio::spawn(work);
+        let lookup = task.map(|ended| ended.unwrap_or(Err(broken))).boxed().shared();
+        under_way.insert(name, lookup.clone());
+        lookup
+    }
+}
+
+impl<S: TagSource> Asking<S> {
     /// What a question's answer is kept under: also the credential that asks, and the platforms that are looked at.
     fn key(&self, question: &Question) -> String {
         let platforms: Vec<String> = match question.policy.strategy() {
@@ -141,8 +241,24 @@ impl<S: TagSource> Resolver<S> {
         format!("{} {} {}", self.cache.key(&question.repository, &question.access), question.policy, platforms.join(","))
     }
 
-    async fn answered(&self, key: &str, question: &Question, start: Instant) -> (String, Result<Pin, ResolveError>) {
-        (key.to_owned(), self.answer(key, question, start).await)
+    /// The last pin, from the store.
+    async fn stored(&self, key: &str) -> Option<StoredPin> {
+        self.blocking(key.to_owned(), |store, key| store.pin(&key)).await.flatten()
+    }
+
+    /// Asks, chooses and keeps the pin.
+    async fn look_up(&self, key: &str, question: &Question) -> Result<Pin, ResolveError> {
+        let chosen = self.choose(question).await;
+        let pin = match chosen {
+            Ok((selection, at)) => {
+                let pin = pin(question, selection, at, Freshness::Fresh);
+                self.keep(key, &pin, at).await;
+                Ok(pin)
+            }
+            Err(error) => Err(error),
+        };
+        self.cache.save().await;
+        pin
     }
 
     /// A tag's facts. None if it is listed but gone, unless it is the tag that is followed.
@@ -154,40 +270,6 @@ impl<S: TagSource> Resolver<S> {
             }
             facts => Ok((tag, Some(facts?))),
         }
-    }
-
-    async fn answer(&self, key: &str, question: &Question, start: Instant) -> Result<Pin, ResolveError> {
-        let stored = self.blocking(key.to_owned(), |store, key| store.pin(&key)).await.flatten();
-        if let Some(pin) = stored.as_ref().filter(|pin| is_fresh(pin.at, self.settings.tags_ttl)) {
-            return Ok(recall(pin, question, crate::pin::Freshness::Fresh));
-        }
-        let name = question.name();
-        // A pin that was good a moment ago is good enough; an old one is worth the wait, or a slow registry would keep it for ever.
-        let is_recent = stored.as_ref().is_some_and(|pin| is_fresh(pin.at, RECENT));
-        let budget = if is_recent { self.settings.budget.min(PATIENCE) } else { self.settings.budget };
-        let error = match tokio::time::timeout_at(start + budget, self.choose(question)).await {
-            Ok(Ok((selection, at))) => {
-                let pin = pin(question, selection, at, Freshness::Fresh);
-                self.keep(key, &pin, at).await;
-                return Ok(pin);
-            }
-            Ok(Err(error)) => error,
-            Err(_) => ResolveError::Budget { question: name, budget },
-        };
-        let reason = reason(&error);
-        if matches!(error, ResolveError::NoMatch { .. }) {
-            return fallback(question, reason).ok_or(error);
-        }
-        if let Some(stored) = stored {
-            tracing::warn!(question = question.name(), pin = %stored.pin, since = %stored.at, %reason, "serving the last known good pin");
-            let freshness = Freshness::Stale { since: stored.at, reason };
-            return Ok(recall(&stored, question, freshness));
-        }
-        if let Some(pin) = self.remember(question, &reason).await {
-            tracing::warn!(question = question.name(), pin = %pin.pinned, %reason, "serving a choice from the last complete listing");
-            return Ok(pin);
-        }
-        fallback(question, reason).ok_or(error)
     }
 
     /// Uses the store on a thread that may block.
@@ -204,6 +286,7 @@ impl<S: TagSource> Resolver<S> {
             at,
             considered: pin.considered.clone(),
         };
+        self.pins.insert(key.to_owned(), stored.clone());
         self.blocking(stored, Store::keep).await;
     }
 

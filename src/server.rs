@@ -9,14 +9,14 @@ pub mod init;
 pub mod plugin;
 pub mod proto;
 pub mod receive;
+pub mod renders;
 pub mod shelf;
 pub mod socket;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -27,8 +27,7 @@ use crate::generate::{Generated, generate, survey};
 use crate::process::Child;
 use crate::registry::TagSource;
 use crate::resolve::Resolver;
-use crate::telemetry::{Metrics, Outcome};
-use crate::workspace::archive::Bounds;
+use crate::telemetry::{Layer, Metrics, Outcome};
 use crate::workspace::{ANY_DEPTH, Checkout};
 use board::Board;
 use plugin::Plugin;
@@ -37,8 +36,8 @@ use proto::{
     AppStreamRequest, CheckPluginConfigurationResponse, ManifestResponse, ParameterAnnouncement, ParametersAnnouncementResponse,
     RepositoryResponse,
 };
-use receive::{Received, receive};
-use shelf::Shelf;
+use receive::{Received, Reception};
+use renders::{NotRun, Renders};
 
 /// Time kept back from the caller's deadline to send a useful error, as Argo CD's own server does.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
@@ -48,124 +47,78 @@ const MAX_MESSAGE: usize = 6000;
 
 /// Answers Argo CD.
 pub struct Service<S> {
-    plugin: Plugin,
-    config: Config,
-    resolver: Arc<Resolver<S>>,
-    work_dir: PathBuf,
-    shelf: Shelf,
-    /// Renders at a time; the others wait in the order in which they came.
-    renders: Semaphore,
-    /// Archives that are unpacked at a time.
-    unpacks: Semaphore,
-    metrics: Arc<Metrics>,
-    board: Arc<Board>,
+    pub plugin: Plugin,
+    pub config: Arc<Config>,
+    pub resolver: Arc<Resolver<S>>,
+    pub reception: Reception,
+    pub renders: Renders,
+    pub metrics: Arc<Metrics>,
+    pub board: Arc<Board>,
 }
 
-impl<S: TagSource> Service<S> {
-    #[expect(clippy::too_many_arguments, reason = "each is a part that the server is made of, said once")]
-    /// A service that unpacks below `work_dir` and renders at most so many applications at a time.
-    pub fn new(
-        plugin: Plugin,
-        config: Config,
-        resolver: Arc<Resolver<S>>,
-        work_dir: PathBuf,
-        shelf: Shelf,
-        at_once: usize,
-        metrics: Arc<Metrics>,
-        board: Arc<Board>,
-    ) -> Self {
-        Self {
-            plugin,
-            config,
-            resolver,
-            work_dir,
-            shelf,
-            renders: Semaphore::new(at_once),
-            unpacks: Semaphore::new(at_once),
-            metrics,
-            board,
-        }
-    }
-
-    async fn receive(&self, stream: Streaming<AppStreamRequest>) -> Result<Received, Status> {
-        // A command of plugin.yaml may write where it runs: then nothing is shared.
-        let runs_commands = !self.plugin.discover.command.is_empty() || !self.plugin.dynamic.is_empty();
-        let shelf = (!runs_commands).then_some(&self.shelf);
-        receive(stream, &self.work_dir, shelf, &self.unpacks, self.plugin.preserve_file_mode, Bounds::default()).await
-    }
-
-    /// Waits for a turn. The semaphore is fair.
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, Status> {
-        let _waiting = Waiting::new(&self.metrics);
-        self.renders.acquire().await.map_err(|_| Status::cancelled("the server is going away"))
-    }
-
-    async fn manifests(&self, received: &Received) -> Result<Generated, Status> {
+impl<S: TagSource + 'static> Service<S> {
+    /// Renders when its turn has come.
+    async fn manifests(&self, received: &Received, deadline: Option<Instant>) -> Result<Generated, Status> {
         let application = application(received)?;
-        let checkout = checkout(received, &application)?;
-        let _turn = self.turn().await?;
-        let Config { tools, image_paths, .. } = &self.config;
-        let started = Instant::now();
-        let generated = generate(&checkout, &application, tools, image_paths, &self.resolver).await;
-        let generated = generated.map_err(|failures| refused("error generating manifests", &failures))?;
-        for note in &generated.notes {
-            tracing::warn!(application = application.name, "{note}");
-        }
-        generated.log(&application.name, started);
-        self.board.set(&application.name, &generated);
+        let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
+        let (received, asked) = (received.clone(), Instant::now());
+        let work = async move {
+            let waited = asked.elapsed();
+            let checkout = received.checkout()?;
+            let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver, deadline).await;
+            let generated = generated.map_err(|failures| refused("error generating manifests", &failures))?;
+            Ok::<_, Status>((generated, waited))
+        };
+        let (generated, waited) = self.renders.run(deadline, work).await.map_err(not_run)??;
+        self.metrics.phase("wait", waited);
         Ok(generated)
     }
 
     /// Is the application one for this plugin? Follows Argo CD's `matchRepository`: the first way that is configured decides.
     async fn matches(&self, received: &Received) -> Result<bool, Status> {
-        let dir = received.app_dir()?;
-        let discover = &self.plugin.discover;
-        if let Some(pattern) = &discover.file_name {
-            return find(&dir, pattern, pattern.matches('/').count());
-        }
-        if let Some(pattern) = &discover.glob {
-            let is_plain = !pattern.contains(['*', '?', '[', '{']);
-            if is_plain && !dir.join(pattern).exists() {
-                return Err(Status::failed_precondition(format!("match repository error: `{pattern}` does not exist")));
+        let (discover, timeout) = (self.plugin.discover.clone(), self.config.tools.timeout);
+        let received = received.clone();
+        let work = async move {
+            let checkout = received.checkout()?;
+            if let Some(pattern) = &discover.file_name {
+                return find(&checkout, pattern, pattern.matches('/').count());
             }
-            return find(&dir, pattern, ANY_DEPTH);
-        }
-        match discover.command.as_slice() {
-            [] => Ok(false),
-            words => Ok(self.command(words, &dir, received).await.is_ok_and(|output| !output.is_empty())),
-        }
-    }
-
-    /// Runs a command of `plugin.yaml` in the application's directory, with our environment and the application's over it.
-    async fn command(&self, words: &[String], dir: &Path, received: &Received) -> Result<Vec<u8>, Status> {
-        let own = std::env::vars_os();
-        let given = received.environment.iter().filter(|entry| !entry.name.is_empty());
-        let child = Child {
-            program: words[0].clone().into(),
-            arguments: words[1..].iter().map(Into::into).collect(),
-            directory: dir.to_owned(),
-            environment: own.chain(given.map(|entry| (entry.name.clone().into(), entry.value.clone().into()))).collect(),
-            deadline: self.config.tools.timeout,
-            max_output: 1024 * 1024,
+            if let Some(pattern) = &discover.glob {
+                let is_plain = !pattern.contains(['*', '?', '[', '{']);
+                if is_plain && !checkout.app_dir().join(pattern).exists() {
+                    return Err(Status::failed_precondition(format!("match repository error: `{pattern}` does not exist")));
+                }
+                return find(&checkout, pattern, ANY_DEPTH);
+            }
+            match discover.command.as_slice() {
+                [] => Ok(false),
+                words => Ok(command(words, &checkout, &received, timeout).await.is_ok_and(|output| !output.is_empty())),
+            }
         };
-        child.run().await.map(|output| output.stdout).map_err(|error| Status::failed_precondition(short(&chain(&error))))
+        self.renders.run(None, work).await.map_err(not_run)?
     }
 
     /// What `plugin.yaml` announces, with the application's images and pins in place of the defaults.
     async fn announce(&self, received: &Received) -> Result<Vec<ParameterAnnouncement>, Status> {
-        let mut all = Vec::new();
-        if !self.plugin.dynamic.is_empty() {
-            let output = self.command(&self.plugin.dynamic, &received.app_dir()?, received).await?;
-            let read = plugin::announcements(&output);
-            all = read.map_err(|error| {
-                Status::failed_precondition(format!("error executing dynamic parameter output command: {error}"))
-            })?;
-        }
-        all.extend(self.plugin.parameters.iter().cloned());
         let application = application(received)?;
-        let checkout = checkout(received, &application)?;
+        let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
+        let (dynamic, received) = (self.plugin.dynamic.clone(), received.clone());
+        let work = async move {
+            let checkout = received.checkout()?;
+            let mut announced = Vec::new();
+            if !dynamic.is_empty() {
+                let output = command(&dynamic, &checkout, &received, config.tools.timeout).await?;
+                let read = plugin::announcements(&output);
+                announced = read.map_err(|error| {
+                    Status::failed_precondition(format!("error executing dynamic parameter output command: {error}"))
+                })?;
+            }
+            Ok::<_, Status>((announced, survey(&checkout, &application, &config.tools, &resolver).await, application))
+        };
+        let (mut all, surveyed, application) = self.renders.run(None, work).await.map_err(not_run)??;
+        all.extend(self.plugin.parameters.iter().cloned());
         // What cannot be found out leaves the announcements as they are: the page that asks shall open.
-        match survey(&checkout, &application, &self.config.tools, &self.resolver).await {
+        match surveyed {
             Ok(pins) => {
                 let pins_parameter = all.iter_mut().find(|parameter| parameter.name == "pins");
                 if let Some(parameter) = pins_parameter.filter(|parameter| parameter.map.is_empty()) {
@@ -185,24 +138,41 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
         request: Request<Streaming<AppStreamRequest>>,
     ) -> Result<Response<ManifestResponse>, Status> {
         let deadline = deadline(request.metadata());
-        let received = self
-            .receive(request.into_inner())
-            .await
-            .map_err(|status| within("generate manifest error receiving stream", &status))?;
+        let arrived = Instant::now();
+        let received = self.reception.receive(request.into_inner()).await;
+        let received = received.map_err(|status| within("generate manifest error receiving stream", &status))?;
+        let receive = arrived.elapsed();
         let started = Instant::now();
-        let generated = before(deadline, self.manifests(&received)).await;
+        let generated = before(deadline, self.manifests(&received, deadline)).await;
+        let name = received.variable("ARGOCD_APP_NAME").unwrap_or_default();
+        self.metrics.phase("receive", receive);
+        self.metrics.hit(Layer::Archive, received.is_known);
         match &generated {
-            Ok(generated) => self.metrics.render(Outcome::Done, started.elapsed(), generated.stale()),
+            Ok(generated) => {
+                self.metrics.generated(generated, started.elapsed());
+                self.board.set(&name, generated);
+                for note in &generated.notes {
+                    tracing::warn!(application = name, "{note}");
+                }
+                tracing::info!(
+                    application = name,
+                    tool = generated.tool,
+                    milliseconds = arrived.elapsed().as_millis(),
+                    stale = generated.stale(),
+                    archive = if received.is_known { "known" } else { "new" },
+                    text = if generated.is_recalled { "known" } else { "new" },
+                    phases = format!("receive={:.1} {}", receive.as_secs_f64() * 1000.0, generated.phases.text()),
+                    pins = generated.pins_text(),
+                    "rendered"
+                );
+            }
             Err(status) if status.code() == Code::DeadlineExceeded => {
-                self.metrics.render(Outcome::Deadline, started.elapsed(), 0);
+                tracing::error!(application = name, error = status.message(), "the render came too late");
+                self.metrics.render(Outcome::Deadline, started.elapsed());
             }
             Err(status) => {
-                tracing::error!(
-                    application = received.variable("ARGOCD_APP_NAME"),
-                    error = status.message(),
-                    "the render failed"
-                );
-                self.metrics.render(Outcome::Failed, started.elapsed(), 0);
+                tracing::error!(application = name, error = status.message(), "the render failed");
+                self.metrics.render(Outcome::Failed, started.elapsed());
             }
         }
         let generated = generated?;
@@ -223,7 +193,8 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
         request: Request<Streaming<AppStreamRequest>>,
     ) -> Result<Response<RepositoryResponse>, Status> {
         let deadline = deadline(request.metadata());
-        let received = self.receive(request.into_inner()).await.map_err(|status| within("match repository error", &status))?;
+        let received =
+            self.reception.receive(request.into_inner()).await.map_err(|status| within("match repository error", &status))?;
         let is_supported = before(deadline, self.matches(&received)).await?;
         Ok(Response::new(RepositoryResponse { is_supported, is_discovery_enabled: self.plugin.discover.is_configured() }))
     }
@@ -233,27 +204,28 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
         request: Request<Streaming<AppStreamRequest>>,
     ) -> Result<Response<ParametersAnnouncementResponse>, Status> {
         let deadline = deadline(request.metadata());
-        let received = self.receive(request.into_inner()).await;
+        let received = self.reception.receive(request.into_inner()).await;
         let received = received.map_err(|status| within("parameters announcement error receiving stream", &status))?;
         let parameter_announcements = before(deadline, self.announce(&received)).await?;
         Ok(Response::new(ParametersAnnouncementResponse { parameter_announcements }))
     }
 }
 
-/// Counts a render that waits, also when its caller goes away.
-struct Waiting<'a>(&'a Metrics);
-
-impl<'a> Waiting<'a> {
-    fn new(metrics: &'a Metrics) -> Self {
-        metrics.waiting.inc();
-        Self(metrics)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.dec();
-    }
+/// Runs a command of `plugin.yaml` in the application's directory, with our environment and the application's over it. It may look for
+/// anything.
+async fn command(words: &[String], checkout: &Checkout, received: &Received, timeout: Duration) -> Result<Vec<u8>, Status> {
+    checkout.complete().map_err(|error| Status::internal(short(&chain(&error))))?;
+    let own = std::env::vars_os();
+    let given = received.environment.iter().filter(|entry| !entry.name.is_empty());
+    let child = Child {
+        program: words[0].clone().into(),
+        arguments: words[1..].iter().map(Into::into).collect(),
+        directory: checkout.app_dir(),
+        environment: own.chain(given.map(|entry| (entry.name.clone().into(), entry.value.clone().into()))).collect(),
+        deadline: timeout,
+        max_output: 1024 * 1024,
+    };
+    child.run().await.map(|output| output.stdout).map_err(|error| Status::failed_precondition(short(&chain(&error))))
 }
 
 fn application(received: &Received) -> Result<Application, Status> {
@@ -261,9 +233,11 @@ fn application(received: &Received) -> Result<Application, Status> {
         .map_err(|error| refused("error generating manifests", &error.failures(PARAMETERS)))
 }
 
-fn checkout(received: &Received, application: &Application) -> Result<Checkout, Status> {
-    let checkout = Checkout::within(received.root(), &received.app_dir()?);
-    checkout.map_err(|error| refused(&format!("application `{}`", application.name), &Failures::from(&error)))
+fn not_run(reason: NotRun) -> Status {
+    match reason {
+        NotRun::TooLate { .. } => Status::deadline_exceeded(format!("{reason}; more renders at a time: `--renders-at-once`")),
+        NotRun::BrokeOff => Status::internal(reason.to_string()),
+    }
 }
 
 /// When the caller gives up, less the margin. The header is gRPC's: a number and a unit.
@@ -294,14 +268,14 @@ async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = Result<
     }
 }
 
-/// Does a file of the directory match a glob? `*` does not cross directories, `**` does.
-fn find(dir: &Path, pattern: &str, depth: usize) -> Result<bool, Status> {
+/// Does a file of the application's directory match a glob? `*` does not cross directories, `**` does.
+fn find(checkout: &Checkout, pattern: &str, depth: usize) -> Result<bool, Status> {
     let wrong = |error: &dyn std::fmt::Display| Status::failed_precondition(format!("match repository error: {error}"));
     let matcher =
         globset::GlobBuilder::new(pattern).literal_separator(true).build().map_err(|error| wrong(&error))?.compile_matcher();
-    let checkout = Checkout::within(dir, dir).map_err(|error| wrong(&error))?;
     let mut found = false;
-    checkout.files(Path::new(""), depth, &mut |path| found |= matcher.is_match(path)).map_err(|error| wrong(&error))?;
+    let mut visit = |path: &Path| found |= matcher.is_match(path.strip_prefix(checkout.app()).unwrap_or(path));
+    checkout.files(checkout.app(), depth, &mut visit).map_err(|error| wrong(&error))?;
     Ok(found)
 }
 

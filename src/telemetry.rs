@@ -1,14 +1,24 @@
 //! What the server counts, in Prometheus' text form.
+//!
+//! Those who do the work hold a handle to their own numbers ([`Requests`], [`Hits`]); [`Metrics`] shows all of them.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+use crate::generate::Generated;
+use crate::render::memo::Memo;
+use crate::server::renders::Gauges;
+
+/// Registries that have numbers of their own; applications name registries, so all further ones are `other`.
+const MAX_REGISTRIES: usize = 100;
 
 /// How a render ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -19,45 +29,140 @@ pub enum Outcome {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
+struct RenderLabels {
     outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PhaseLabels {
+    phase: &'static str,
+}
+
+/// Requests to registries, by registry and status.
+#[derive(Clone, Debug, Default)]
+pub struct Requests {
+    family: Family<RequestLabels, Counter>,
+    registries: Arc<Mutex<BTreeSet<String>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    registry: String,
+    status: String,
+}
+
+impl Requests {
+    /// Counts a request; [`None`] for one that got no answer.
+    pub fn count(&self, registry: &str, status: Option<u16>) {
+        let mut registries = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_known =
+            registries.contains(registry) || (registries.len() < MAX_REGISTRIES && registries.insert(registry.to_owned()));
+        drop(registries);
+        let registry = if is_known { registry } else { "other" };
+        let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
+        self.family.get_or_create(&RequestLabels { registry: registry.to_owned(), status }).inc();
+    }
+}
+
+/// What was remembered, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub enum Layer {
+    /// Archives that were read before.
+    Archive,
+    /// Pins of the same question.
+    Pin,
+    /// Listings of tags.
+    Tags,
+    /// Digests that tags point to.
+    Digest,
+    /// Texts that were rendered from the same.
+    Text,
+}
+
+/// Questions to caches, by layer and result.
+#[derive(Clone, Debug, Default)]
+pub struct Hits(Family<HitLabels, Counter>);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HitLabels {
+    layer: Layer,
+    result: &'static str,
+}
+
+impl Hits {
+    /// Counts a question: was the answer there?
+    pub fn count(&self, layer: Layer, is_hit: bool) {
+        self.0.get_or_create(&HitLabels { layer, result: if is_hit { "hit" } else { "miss" } }).inc();
+    }
 }
 
 /// The server's numbers.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    renders: Family<Labels, Counter>,
+    renders: Family<RenderLabels, Counter>,
     seconds: Histogram,
+    phases: Family<PhaseLabels, Histogram, fn() -> Histogram>,
     stale: Counter,
-    /// Renders that wait for their turn.
-    pub waiting: Gauge,
+    hits: Hits,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        let metrics = Self {
-            registry: Registry::with_prefix("pinion"),
-            renders: Family::default(),
-            seconds: Histogram::new(exponential_buckets(0.001, 2.0, 17)),
-            stale: Counter::default(),
-            waiting: Gauge::default(),
-        };
-        let Self { mut registry, renders, seconds, stale, waiting } = metrics;
-        registry.register("renders", "Renders that were asked for", renders.clone());
-        registry.register("render_seconds", "Time of a render, its turn included, the transfer not", seconds.clone());
-        registry.register("stale_pins", "Pins that were served though the registry could not be asked", stale.clone());
-        registry.register("renders_waiting", "Renders that wait for their turn", waiting.clone());
-        Self { registry, renders, seconds, stale, waiting }
-    }
+fn buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.0005, 2.0, 18))
 }
 
 impl Metrics {
+    /// Shows these numbers beside the renders'.
+    pub fn new(requests: &Requests, hits: &Hits, queue: &Gauges, memo: Option<&Memo>) -> Self {
+        let mut registry = Registry::with_prefix("pinion");
+        let (renders, stale) = (Family::default(), Counter::default());
+        let (seconds, phases) = (buckets(), Family::new_with_constructor(buckets as fn() -> Histogram));
+        registry.register("renders", "Renders that were asked for", Family::clone(&renders));
+        registry.register("render_seconds", "Time of a render, its turn included, the transfer not", Histogram::clone(&seconds));
+        registry.register(
+            "phase_seconds",
+            "Time of the parts of a render: receive, wait, prepare, lookup, tool, finish",
+            Family::clone(&phases),
+        );
+        registry.register("stale_pins", "Pins that were served though the registry could not be asked", Counter::clone(&stale));
+        registry.register("cache", "Questions to caches, by layer and result", hits.0.clone());
+        registry.register("registry_requests", "Requests to registries, by registry and status", requests.family.clone());
+        registry.register("renders_waiting", "Renders that wait for their turn", queue.waiting.clone());
+        registry.register("renders_running", "Renders that have their turn", queue.running.clone());
+        if let Some(memo) = memo {
+            registry.register("memo_texts", "Rendered texts that are kept", memo.texts.clone());
+            registry.register("memo_bytes", "Bytes of rendered texts that are kept, packed", memo.bytes.clone());
+        }
+        Self { registry, renders, seconds, phases, stale, hits: hits.clone() }
+    }
+
     /// Counts a render.
-    pub fn render(&self, outcome: Outcome, took: Duration, stale: usize) {
-        self.renders.get_or_create(&Labels { outcome }).inc();
+    pub fn render(&self, outcome: Outcome, took: Duration) {
+        self.renders.get_or_create(&RenderLabels { outcome }).inc();
         self.seconds.observe(took.as_secs_f64());
-        self.stale.inc_by(stale as u64);
+    }
+
+    /// Counts a render that gave manifests.
+    pub fn generated(&self, generated: &Generated, took: Duration) {
+        self.render(Outcome::Done, took);
+        self.stale.inc_by(generated.stale() as u64);
+        for (phase, time) in generated.phases.named() {
+            self.phase(phase, time);
+        }
+        // A directory has no tool whose text could be known.
+        if generated.tool != "directory" {
+            self.hits.count(Layer::Text, generated.is_recalled);
+        }
+    }
+
+    /// Counts the time of a part of a render.
+    pub fn phase(&self, phase: &'static str, took: Duration) {
+        self.phases.get_or_create(&PhaseLabels { phase }).observe(took.as_secs_f64());
+    }
+
+    /// Counts a question to a cache.
+    pub fn hit(&self, layer: Layer, is_hit: bool) {
+        self.hits.count(layer, is_hit);
     }
 
     /// The text that Prometheus reads.
@@ -74,17 +179,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn renders_are_counted_by_outcome() {
-        let metrics = Metrics::default();
-        metrics.render(Outcome::Done, Duration::from_millis(5), 2);
-        metrics.render(Outcome::Failed, Duration::from_millis(5), 0);
+    fn what_is_counted_is_shown() {
+        let (requests, hits) = (Requests::default(), Hits::default());
+        let metrics = Metrics::new(&requests, &hits, &Gauges::default(), None);
+        metrics.render(Outcome::Done, Duration::from_millis(7));
+        metrics.render(Outcome::Failed, Duration::from_millis(7));
+        metrics.phase("tool", Duration::from_millis(5));
+        hits.count(Layer::Pin, true);
+        requests.count("ghcr.io", Some(429));
+        requests.count("ghcr.io", None);
         let text = metrics.text();
         for line in [
             "pinion_renders_total{outcome=\"Done\"} 1",
             "pinion_renders_total{outcome=\"Failed\"} 1",
-            "pinion_stale_pins_total 2",
+            "pinion_phase_seconds_count{phase=\"tool\"} 1",
+            "pinion_cache_total{layer=\"Pin\",result=\"hit\"} 1",
+            "pinion_registry_requests_total{registry=\"ghcr.io\",status=\"429\"} 1",
+            "pinion_registry_requests_total{registry=\"ghcr.io\",status=\"none\"} 1",
+            "pinion_renders_waiting 0",
         ] {
             assert!(text.contains(line), "{text}");
         }
+    }
+
+    #[test]
+    fn applications_cannot_make_endless_numbers() {
+        let requests = Requests::default();
+        let metrics = Metrics::new(&requests, &Hits::default(), &Gauges::default(), None);
+        (0..10_000).for_each(|number| requests.count(&format!("registry-{number}.example"), Some(200)));
+        let lines = metrics.text().lines().filter(|line| line.starts_with("pinion_registry_requests_total")).count();
+        assert_eq!(lines, MAX_REGISTRIES + 1);
+        assert!(metrics.text().contains("registry=\"other\",status=\"200\"} 9900"));
     }
 }

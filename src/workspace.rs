@@ -5,6 +5,8 @@
 //! checkout, and it is removed when dropped.
 
 pub mod archive;
+pub mod materialise;
+pub mod pack;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,6 +17,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use crate::image::printable;
+use materialise::Materialised;
 
 /// Longest file that is read as data, in bytes.
 pub const MAX_FILE: u64 = 32 * 1024 * 1024;
@@ -67,6 +70,8 @@ impl WorkspaceError {
 pub struct Checkout {
     root: PathBuf,
     app: PathBuf,
+    /// What brings files to the disk when they are asked for; [`None`] where all of them are there.
+    tree: Option<Arc<Materialised>>,
 }
 
 impl Checkout {
@@ -107,22 +112,48 @@ impl Checkout {
             None => repository(&dir),
         };
         let app = dir.strip_prefix(&root).expect("the root is above the directory").to_owned();
-        Ok(Self { root, app })
+        Ok(Self { root, app, tree: None })
     }
 
-    /// The checkout with this root and application's directory, both known.
+    /// A checkout that comes to the disk as it is read, the application's directory at once.
     ///
     /// # Errors
     ///
     /// [`WorkspaceError`] when the directory is not there, or not below the root.
-    pub fn within(root: &Path, dir: &Path) -> Result<Self, WorkspaceError> {
-        let canonical = |path: &Path| fs::canonicalize(path).map_err(|error| WorkspaceError::io(path, error));
-        let (root, dir) = (canonical(root)?, canonical(dir)?);
-        match dir.strip_prefix(&root) {
-            Ok(app) if dir.is_dir() => Ok(Self { app: app.to_owned(), root }),
-            Ok(_) => Err(WorkspaceError::NoDirectory { path: shown(&dir) }),
-            Err(_) => Err(WorkspaceError::Outside { path: shown(&dir) }),
+    pub fn lazy(tree: Arc<Materialised>, app: &Path) -> Result<Self, WorkspaceError> {
+        let checkout = Self { root: tree.root().to_owned(), app: PathBuf::new(), tree: Some(tree) };
+        let app = checkout.find(Path::new(""), &app.to_string_lossy())?;
+        if !checkout.root.join(&app).is_dir() {
+            return Err(WorkspaceError::NoDirectory { path: shown(&app) });
         }
+        checkout.materialise(&app)?;
+        Ok(Self { app, ..checkout })
+    }
+
+    /// Makes sure that everything below a directory is on disk, and what links in it lead to: before a tool looks there by itself.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Io`].
+    pub fn materialise(&self, dir: &Path) -> Result<(), WorkspaceError> {
+        let Some(tree) = &self.tree else { return Ok(()) };
+        tree.reveal_all(dir).map(drop).map_err(|error| WorkspaceError::io(dir, error))
+    }
+
+    /// Brings everything to the disk. Was anything missing?
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Io`].
+    pub fn complete(&self) -> Result<bool, WorkspaceError> {
+        let Some(tree) = &self.tree else { return Ok(false) };
+        let missing = tree.reveal_all(Path::new("")).map_err(|error| WorkspaceError::io(Path::new(""), error))?;
+        Ok(missing > 0)
+    }
+
+    /// A digest of everything of it that is on disk; [`None`] where that is not known.
+    pub fn digest(&self) -> Option<[u8; 32]> {
+        self.tree.as_ref().map(|tree| tree.digest())
     }
 
     /// The checkout's root, absolute and without links.
@@ -162,6 +193,10 @@ impl Checkout {
                 Component::Normal(_) => depth += 1,
                 _ => {}
             }
+        }
+        if let Some(tree) = &self.tree {
+            let inside = joined.strip_prefix(&self.root).expect("it was joined to the root");
+            tree.reveal(inside).map_err(|error| WorkspaceError::io(Path::new(path), error))?;
         }
         let found = fs::canonicalize(&joined).map_err(|error| WorkspaceError::io(Path::new(path), error))?;
         match found.strip_prefix(&self.root) {
@@ -204,6 +239,10 @@ impl Checkout {
     ///
     /// [`WorkspaceError::Outside`], naming the link.
     pub fn check_links(&self, dir: &Path) -> Result<(), WorkspaceError> {
+        if self.tree.is_some() {
+            // No link of an archive does, and what they lead to comes with them.
+            return self.materialise(dir);
+        }
         let mut waiting = vec![dir.to_owned()];
         let mut linked = BTreeSet::new();
         let mut entries = 0;
@@ -242,6 +281,7 @@ impl Checkout {
     ///
     /// [`WorkspaceError`], also where a link leads out of the checkout.
     pub fn files(&self, dir: &Path, depth: usize, visit: &mut dyn FnMut(&Path)) -> Result<(), WorkspaceError> {
+        self.materialise(dir)?;
         if !self.root.join(dir).is_dir() {
             return Ok(());
         }
@@ -341,6 +381,11 @@ impl Workspace {
         Ok(Self { dir, copied: Vec::new() })
     }
 
+    /// Where all of it is.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// A home for tools, empty at first.
     pub fn home(&self) -> PathBuf {
         self.dir.path().join("home")
@@ -371,6 +416,7 @@ impl Workspace {
         if self.copied.iter().any(|copied| dir.starts_with(copied)) {
             return Ok(());
         }
+        checkout.materialise(dir)?;
         let target = self.root();
         let mut budget = Budget::default();
         fs::create_dir_all(target.join(dir)).map_err(|error| WorkspaceError::io(dir, error))?;

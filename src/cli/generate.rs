@@ -12,6 +12,7 @@ use crate::application::{Application, PARAMETERS};
 use crate::config;
 use crate::generate::generate;
 use crate::pin::{self, Freshness, Pin};
+use crate::telemetry::{Hits, Requests};
 use crate::workspace::Checkout;
 
 /// Render an application and print its manifests
@@ -77,8 +78,8 @@ impl Arguments {
             // On a laptop, without a manifest: a name that tells something.
             application.name = checkout.app_dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
         }
-        let resolver = resolver(&config);
-        let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver).await?;
+        let resolver = resolver(&config, Requests::default(), Hits::default());
+        let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver, None).await?;
         for note in &generated.notes {
             tracing::warn!(application = application.name, "{note}");
         }
@@ -89,7 +90,15 @@ impl Arguments {
         if self.explain {
             eprint!("{}", table(&generated.pins));
         }
-        generated.log(&application.name, started);
+        tracing::info!(
+            application = application.name,
+            tool = generated.tool,
+            milliseconds = started.elapsed().as_millis(),
+            stale = generated.stale(),
+            phases = generated.phases.text(),
+            pins = generated.pins_text(),
+            "rendered"
+        );
         let mut out = std::io::stdout().lock();
         out.write_all(generated.manifests.as_bytes()).and_then(|()| out.flush()).context("the manifests cannot be written")?;
         Ok(Outcome::Done)

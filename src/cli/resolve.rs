@@ -10,6 +10,7 @@ use crate::pin::{Considered, Freshness, Pin};
 use crate::placeholder::words::{Spec, Target, Words};
 use crate::registry::Access;
 use crate::resolve::{Question, ResolveError};
+use crate::telemetry::{Hits, Requests};
 
 /// Print the newest permitted tag of an image
 ///
@@ -47,7 +48,10 @@ impl Arguments {
     pub async fn run(self) -> anyhow::Result<Outcome> {
         let question = question(self.words)?;
         let config = configured(self.config)?;
-        let answer = resolver(&config).resolve(std::slice::from_ref(&question)).await.remove(0);
+        let answer = resolver(&config, Requests::default(), Hits::default())
+            .resolve(std::slice::from_ref(&question), None)
+            .await
+            .remove(0);
         let pin = match answer {
             Ok(pin) => pin,
             Err(error) => {

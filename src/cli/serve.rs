@@ -15,19 +15,24 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::{Outcome, configured, resolver};
 use crate::config;
+use crate::render::memo::Memo;
 use crate::server::board::{Board, is_token};
 use crate::server::plugin::Plugin;
 use crate::server::proto::DESCRIPTOR;
 use crate::server::proto::config_management_plugin_service_server::ConfigManagementPluginServiceServer;
+use crate::server::receive::Reception;
+use crate::server::renders::Renders;
 use crate::server::shelf::Shelf;
 use crate::server::socket::Socket;
 use crate::server::{Service, init};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Hits, Metrics, Requests};
+use crate::workspace::archive::Bounds;
 
 /// Time for running renders to end after a SIGTERM. Kubernetes gives 30 s by default.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -58,13 +63,17 @@ pub struct Arguments {
     #[arg(long, env = "PINION_RENDERS_AT_ONCE", value_name = "N")]
     renders_at_once: Option<usize>,
 
-    /// Unpacked archives that are kept for the next request with the same bytes; 0 keeps none
+    /// Archives that are kept for the next request with the same bytes; 0 keeps none
     #[arg(long, env = "PINION_KEEP_ARCHIVES", value_name = "N", default_value_t = 16)]
     keep_archives: usize,
 
-    /// Bytes of files in kept archives
+    /// Bytes of kept archives, on disk in the work directory
     #[arg(long, env = "PINION_KEEP_ARCHIVE_BYTES", value_name = "BYTES", default_value_t = 2 << 30)]
     keep_archive_bytes: u64,
+
+    /// Bytes of rendered texts that are kept, packed, for renders of the same files with the same pins; 0 keeps none
+    #[arg(long, env = "PINION_MEMO_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
+    memo_bytes: u64,
 
     /// Address of the admin port: /healthz, /readyz, /metrics, and /api/v1/pins for loopback or with the token
     #[arg(long, env = "PINION_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
@@ -89,7 +98,7 @@ impl Arguments {
             return init::run().await.map(|()| Outcome::Done).context("the server below the init process failed");
         }
         let plugin = Plugin::load(&self.config_dir_path)?;
-        let config = configured(self.config)?;
+        let mut config = configured(self.config)?;
         let work_dir = self.work_dir.unwrap_or_else(std::env::temp_dir).join("_cmp_server");
         let _ = std::fs::remove_dir_all(&work_dir);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&work_dir);
@@ -100,11 +109,28 @@ impl Arguments {
         let admin = tokio::net::TcpListener::bind(self.admin_address).await;
         let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
 
-        let metrics = Arc::new(Metrics::default());
+        let renders = Renders::new(at_once).context("the threads that render cannot be started")?;
+        let (requests, hits) = (Requests::default(), Hits::default());
+        config.tools.memo = (self.memo_bytes > 0).then(|| Memo::new(self.memo_bytes));
+        let metrics = Arc::new(Metrics::new(&requests, &hits, &renders.gauges, config.tools.memo.as_ref()));
         let board = Arc::new(Board::default());
-        let resolver = Arc::new(resolver(&config));
-        let shelf = Shelf::new(self.keep_archives, self.keep_archive_bytes);
-        let service = Service::new(plugin, config, resolver, work_dir, shelf, at_once, Arc::clone(&metrics), Arc::clone(&board));
+        let resolver = Arc::new(resolver(&config, requests, hits));
+        let reception = Reception {
+            work_dir,
+            shelf: Shelf::new(self.keep_archives, self.keep_archive_bytes),
+            keep_modes: plugin.preserve_file_mode,
+            bounds: Bounds::default(),
+            at_once: Semaphore::new(at_once),
+        };
+        let service = Service {
+            plugin,
+            config: Arc::new(config),
+            resolver,
+            reception,
+            renders,
+            metrics: Arc::clone(&metrics),
+            board: Arc::clone(&board),
+        };
         let size = self.max_message_mb * 1024 * 1024;
         let service =
             ConfigManagementPluginServiceServer::new(service).max_decoding_message_size(size).max_encoding_message_size(size);

@@ -1,6 +1,7 @@
 //! Questions answered while one application is rendered, and what becomes of the pins.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
 
 use super::asks::{Ask, Text, Wants, asks, placeholder_failure, too_many};
 use crate::application::Application;
@@ -22,6 +23,8 @@ pub(super) struct Answering<'a, S> {
     rules: &'a Rules,
     given: Given,
     resolver: &'a Resolver<S>,
+    /// When the caller gives up.
+    deadline: Option<Instant>,
     /// Every question's pin once.
     pub pins: Vec<Pin>,
     /// Pins whose image was found beside the placeholder.
@@ -34,10 +37,17 @@ pub(super) struct Answering<'a, S> {
 
 pub(super) type Answers = BTreeMap<Wants, Pin>;
 
-impl<'a, S: TagSource> Answering<'a, S> {
-    pub(super) fn new(application: &'a Application, rules: &'a Rules, given: Given, resolver: &'a Resolver<S>) -> Self {
+impl<'a, S: TagSource + 'static> Answering<'a, S> {
+    pub(super) fn new(
+        application: &'a Application,
+        rules: &'a Rules,
+        given: Given,
+        resolver: &'a Resolver<S>,
+        deadline: Option<Instant>,
+    ) -> Self {
         let (pins, guesses) = (Vec::new(), Vec::new());
-        Self { application, rules, given, resolver, pins, guesses, used: BTreeSet::new(), mentioned: BTreeSet::new() }
+        let (used, mentioned) = (BTreeSet::new(), BTreeSet::new());
+        Self { application, rules, given, resolver, deadline, pins, guesses, used, mentioned }
     }
 
     /// Given pins first, then the registries. Every failure is reported.
@@ -84,7 +94,7 @@ impl<'a, S: TagSource> Answering<'a, S> {
             }
         }
         let questions: Vec<Question> = open.iter().map(|ask| ask.question.clone()).collect();
-        let pins = if questions.is_empty() { Vec::new() } else { self.resolver.resolve(&questions).await };
+        let pins = if questions.is_empty() { Vec::new() } else { self.resolver.resolve(&questions, self.deadline).await };
         for (ask, pin) in open.into_iter().zip(pins) {
             match pin {
                 Ok(pin) if ask.form == Form::Digest && pin.pinned.digest.is_none() => {

@@ -14,6 +14,7 @@ use moka::future::Cache as Memory;
 use super::store::{Dated, Known, Store, StoredDigest};
 use super::{Access, Blob, ImageConfig, Listing, Manifest, RegistryError, TagSource, Target};
 use crate::image::{Digest, Repository, Tag};
+use crate::telemetry::{Hits, Layer};
 
 /// Memory for listings, in tags.
 const MAX_TAGS: u64 = 5_000_000;
@@ -45,6 +46,7 @@ pub struct Cache<S> {
     source: S,
     store: Arc<Store>,
     freshness: Freshness,
+    hits: Hits,
     listings: Memory<String, Arc<Dated<Arc<Listing>>>>,
     digests: Memory<(String, Tag), Dated<Digest>>,
     manifests: Memory<(String, Digest), Arc<Manifest>>,
@@ -57,13 +59,14 @@ pub struct Cache<S> {
 
 impl<S: TagSource> Cache<S> {
     /// An empty cache before this source.
-    pub fn new(source: S, store: Arc<Store>, freshness: Freshness) -> Self {
+    pub fn new(source: S, store: Arc<Store>, freshness: Freshness, hits: Hits) -> Self {
         let weigh =
             |_: &String, listing: &Arc<Dated<Arc<Listing>>>| u32::try_from(listing.value.tags.len() + 1).unwrap_or(u32::MAX);
         Self {
             source,
             store,
             freshness,
+            hits,
             listings: Memory::builder().max_capacity(MAX_TAGS).weigher(weigh).build(),
             digests: Memory::new(MAX_FACTS),
             manifests: Memory::new(MAX_FACTS),
@@ -71,6 +74,11 @@ impl<S: TagSource> Cache<S> {
             known: Memory::new(MAX_KNOWN),
             learned: Mutex::default(),
         }
+    }
+
+    /// Counts a question to a layer above.
+    pub(crate) fn count(&self, layer: Layer, is_hit: bool) {
+        self.hits.count(layer, is_hit);
     }
 
     /// Names what a repository's answers are kept under: the repository and whose credential asks.
@@ -87,6 +95,7 @@ impl<S: TagSource> Cache<S> {
         let key = self.key(repository, access);
         if let Some(listing) = self.listings.get(&key).await {
             if is_fresh(listing.at, self.freshness.tags) {
+                self.hits.count(Layer::Tags, true);
                 return Ok(listing);
             }
             self.listings.invalidate(&key).await;
@@ -95,8 +104,10 @@ impl<S: TagSource> Cache<S> {
             if let Some(stored) = &self.known(&key).await.listing
                 && is_fresh(stored.at, self.freshness.tags)
             {
+                self.hits.count(Layer::Tags, true);
                 return Ok(Arc::new(Dated { at: stored.at, value: Arc::new(stored.value.clone()) }));
             }
+            self.hits.count(Layer::Tags, false);
             let at = Timestamp::now();
             let listing = self.source.tags(repository, access).await?;
             self.learn(&key, |learned| learned.listing = Some(Dated { at, value: (*listing).clone() }));
@@ -137,6 +148,7 @@ impl<S: TagSource> Cache<S> {
         let place = (key.clone(), tag.clone());
         if let Some(digest) = self.digests.get(&place).await {
             if is_fresh(digest.at, ttl) {
+                self.hits.count(Layer::Digest, true);
                 return Ok(digest.value);
             }
             self.digests.invalidate(&place).await;
@@ -145,8 +157,10 @@ impl<S: TagSource> Cache<S> {
             if let Some(stored) = self.known(&key).await.tags.get(tag.as_str())
                 && is_fresh(stored.at, ttl)
             {
+                self.hits.count(Layer::Digest, true);
                 return Ok(Dated { at: stored.at, value: stored.value.0.clone() });
             }
+            self.hits.count(Layer::Digest, false);
             let at = Timestamp::now();
             let digest = self.source.digest(repository, tag, access).await?;
             self.learn_digest(&key, tag, &digest, at);

@@ -26,6 +26,7 @@ use super::guard::{HostPattern, Refusal};
 use super::metadata::ACCEPT;
 use super::{Access, Blob, ImageConfig, Listing, Manifest, TagSource, Target, auth};
 use crate::image::{Digest, Repository, Tag};
+use crate::telemetry::Requests;
 use call::{Call, Kind};
 use connection::{Connection, Reply, Request};
 use session::{Origin, Session};
@@ -62,6 +63,8 @@ pub struct Limits {
     pub allow_application_credentials: bool,
     /// Docker's `config.json`. Default: in `DOCKER_CONFIG`, else in `~/.docker`.
     pub docker_config: Option<PathBuf>,
+    /// Counts what is sent.
+    pub requests: Requests,
 }
 
 impl Default for Limits {
@@ -79,6 +82,7 @@ impl Default for Limits {
             allowed_hosts: None,
             allow_application_credentials: false,
             docker_config: DockerConfig::default_path(),
+            requests: Requests::default(),
         }
     }
 }

@@ -204,6 +204,7 @@ mod tests {
             kustomize_build_options: Vec::new(),
             value_file_schemes: Vec::new(),
             max_directory_bytes: 10_000,
+            memo: None,
         };
         change(&mut application, &mut tools);
         Plan::prepare(&checkout, &application, &tools).map(|plan| plan.run(&BTreeMap::new())).map_err(|error| error.to_string())

@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use sha2::Digest as _;
 
 use super::chart::{self, Chart, Values};
+use super::memo::Key;
 use super::{Data, RenderError, Source, Targets, Tools, environment, text};
 use crate::application::Application;
 use crate::image::{Repository, printable};
@@ -41,6 +42,10 @@ pub struct Plan {
     sets: Vec<Set>,
     /// Name and path for `--set-file`.
     set_files: Vec<(String, PathBuf)>,
+    /// Does nothing come from the network?
+    is_local: bool,
+    /// Did the last text come from the memo?
+    pub(super) is_recalled: bool,
     options: HelmOptions,
     release: String,
     namespace: String,
@@ -78,6 +83,7 @@ impl Plan {
         let mut chart_at = checkout.clone();
         let mut data = Vec::new();
         let mut chart = chart::read(checkout, checkout.app(), &mut data)?;
+        let is_local = chart.missing.is_empty() || chart.declared.iter().all(|chart| chart.repository.starts_with("file://"));
         if !chart.missing.is_empty() {
             build_dependencies(checkout, &mut workspace, &chart, tools).await?;
             data.clear();
@@ -119,6 +125,7 @@ impl Plan {
             })?;
             set_files.push((name.clone(), checkout.root().join(found)));
         }
+        let is_local = is_local && value_files.iter().all(|file| matches!(file, ValueFile::Local(..)));
         let pick = |own: &Option<String>, other: &str| own.clone().unwrap_or_else(|| other.to_owned());
         Ok(Self {
             release: pick(&options.release_name, application.short_name()),
@@ -139,8 +146,14 @@ impl Plan {
             inline,
             sets,
             set_files,
+            is_local,
+            is_recalled: false,
             options,
         })
+    }
+
+    pub(super) fn checkout(&self) -> &Checkout {
+        &self.checkout
     }
 
     pub fn data(&self) -> &[Data] {
@@ -219,19 +232,6 @@ impl Plan {
         targets: &Targets,
         tools: &Tools,
     ) -> Result<String, RenderError> {
-        let in_place = changed.iter().filter_map(|(place, text)| match &self.data[*place].source {
-            Source::InPlace(path) => Some((path, text)),
-            _ => None,
-        });
-        let in_place: Vec<_> = in_place.collect();
-        let is_copied = self.chart_at.root() != self.checkout.root();
-        if !in_place.is_empty() && !is_copied {
-            self.workspace.copy(&self.checkout, self.checkout.app())?;
-        }
-        let root = if in_place.is_empty() && !is_copied { self.checkout.root().to_owned() } else { self.workspace.root() };
-        for (path, text) in in_place {
-            self.workspace.write(path, text)?;
-        }
         let mut arguments: Vec<OsString> = ["template", ".", "--name-template", &self.release].map(OsString::from).into();
         let mut add = |flag: &str, value: OsString| arguments.extend([OsString::from(flag), value]);
         if !self.namespace.is_empty() {
@@ -278,11 +278,47 @@ impl Plan {
             ("--skip-tests", self.options.skip_tests),
         ];
         arguments.extend(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| OsString::from(flag)));
+        let key = self.key(&arguments, changed, tools);
+        let recalled = key.and_then(|key| tools.memo.as_ref()?.get(&key));
+        self.is_recalled = recalled.is_some();
+        if let Some(text) = recalled {
+            return Ok(text);
+        }
+        let in_place = changed.iter().filter_map(|(place, text)| match &self.data[*place].source {
+            Source::InPlace(path) => Some((path, text)),
+            _ => None,
+        });
+        let in_place: Vec<_> = in_place.collect();
+        let is_copied = self.chart_at.root() != self.checkout.root();
+        if !in_place.is_empty() && !is_copied {
+            self.workspace.copy(&self.checkout, self.checkout.app())?;
+        }
+        let root = if in_place.is_empty() && !is_copied { self.checkout.root().to_owned() } else { self.workspace.root() };
+        for (path, text) in in_place {
+            self.workspace.write(path, text)?;
+        }
         let output = child(tools, arguments, root.join(self.checkout.app()), &self.workspace.home()).run().await?;
         if !output.stderr.trim().is_empty() {
             tracing::debug!(stderr = %printable(output.stderr.trim()), "helm wrote to standard error");
         }
-        text(output.stdout)
+        let text = text(output.stdout)?;
+        if let (Some(memo), Some(key)) = (&tools.memo, key) {
+            memo.keep(key, &text);
+        }
+        Ok(text)
+    }
+
+    /// What the text is made from, if all of it is known.
+    fn key(&self, arguments: &[OsString], changed: &BTreeMap<usize, String>, tools: &Tools) -> Option<[u8; 32]> {
+        if !self.is_local || tools.memo.is_none() {
+            return None;
+        }
+        let mut key = Key::new(&tools.helm, &self.checkout, self.workspace.path())?;
+        key.add_words(arguments.iter().map(OsString::as_os_str));
+        for (place, data) in self.data.iter().enumerate() {
+            key.add(changed.get(&place).unwrap_or(&data.text).as_bytes());
+        }
+        Some(key.finish())
     }
 }
 

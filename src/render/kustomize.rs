@@ -4,9 +4,10 @@
 //! components) is copied with it, so that loading restrictions see the same tree.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
+use super::memo::Key;
 use super::{Data, RenderError, Source, Targets, Tools, environment, no_flag, text};
 use crate::application::Application;
 use crate::image::{Repository, printable};
@@ -30,6 +31,10 @@ pub struct Plan {
     data: Vec<Data>,
     /// Directories of all kustomizations, the application's first.
     reached: Vec<PathBuf>,
+    /// Does nothing come from the network?
+    is_local: bool,
+    /// Did the last text come from the memo?
+    pub(super) is_recalled: bool,
 }
 
 impl Plan {
@@ -39,9 +44,17 @@ impl Plan {
     ///
     /// [`RenderError`], when there is none or a path leads out of the checkout.
     pub fn prepare(checkout: &Checkout, application: &Application) -> Result<Self, RenderError> {
-        let mut plan =
-            Self { checkout: checkout.clone(), application: application.clone(), data: Vec::new(), reached: Vec::new() };
-        let mut waiting = vec![checkout.app().to_owned()];
+        let mut plan = Self {
+            checkout: checkout.clone(),
+            application: application.clone(),
+            data: Vec::new(),
+            reached: Vec::new(),
+            is_local: true,
+            is_recalled: false,
+        };
+        // What the parameter adds builds upon more, too.
+        let mut waiting = plan.components()?;
+        waiting.push(checkout.app().to_owned());
         let mut seen = BTreeSet::new();
         while let Some(dir) = waiting.pop() {
             if !seen.insert(dir.clone()) {
@@ -50,6 +63,7 @@ impl Plan {
             if seen.len() > MAX_REACHED {
                 return Err(RenderError::invalid(format!("more than {MAX_REACHED} kustomizations are reached")));
             }
+            checkout.materialise(&dir)?;
             let Some(name) = NAMES.iter().find(|name| checkout.root().join(&dir).join(name).is_file()) else {
                 if dir == checkout.app() {
                     return Err(RenderError::invalid(format!("`{}` has no kustomization", shown(&dir))));
@@ -60,13 +74,19 @@ impl Plan {
             let path = dir.join(name);
             let text = checkout.read(&path)?;
             let tree = Tree::parse(&text).map_err(|source| RenderError::NotYaml { path: shown(&path), source })?;
-            waiting.extend(plan.references(&dir, &tree)?);
+            let (found, is_local) = plan.references(&dir, &tree)?;
+            waiting.extend(found);
+            plan.is_local &= is_local && !has_address(&text);
             let generated = plan.generated(&dir, &tree)?;
             plan.data.push(Data { name: shown(&path), text, source: Source::InPlace(path) });
             plan.data.extend(generated);
             plan.reached.push(dir);
         }
         Ok(plan)
+    }
+
+    pub(super) fn checkout(&self) -> &Checkout {
+        &self.checkout
     }
 
     pub fn data(&self) -> &[Data] {
@@ -103,16 +123,24 @@ impl Plan {
         Ok(found)
     }
 
-    /// Local directories that a kustomization builds upon. Files, and what must be fetched, are left to Kustomize.
-    fn references(&self, dir: &Path, tree: &Tree<'_>) -> Result<Vec<PathBuf>, RenderError> {
+    /// Local directories that a kustomization builds upon, and whether there is nothing else but local files. Files, and what must be
+    /// fetched, are left to Kustomize.
+    fn references(&self, dir: &Path, tree: &Tree<'_>) -> Result<(Vec<PathBuf>, bool), RenderError> {
         let mut found = Vec::new();
+        let mut is_local = true;
         for root in &tree.roots {
             for list in ["resources", "bases", "components", "generators", "transformers"] {
                 for entry in tree.get(*root, list).map(|id| tree.items(id)).unwrap_or_default() {
-                    let Some(path) = tree.text(*entry).filter(|path| !path.contains(['\n', ':', '?'])) else { continue };
+                    // Objects may stand in place of a path.
+                    let Some(path) = tree.text(*entry).filter(|path| !path.contains('\n')) else { continue };
+                    if path.contains([':', '?']) {
+                        is_local = false;
+                        continue;
+                    }
                     match self.checkout.find(dir, path) {
                         Ok(path) if self.checkout.root().join(&path).is_dir() => found.push(path),
-                        Ok(_) | Err(WorkspaceError::Missing { .. }) => {}
+                        Ok(_) => {}
+                        Err(WorkspaceError::Missing { .. }) => is_local = false,
                         Err(source) => {
                             return Err(RenderError::File { what: format!("`{}`, `{list}`", shown(dir)), source });
                         }
@@ -120,7 +148,7 @@ impl Plan {
                 }
             }
         }
-        Ok(found)
+        Ok((found, is_local))
     }
 
     /// See [`super::Plan::images`].
@@ -144,7 +172,12 @@ impl Plan {
     /// # Errors
     ///
     /// [`RenderError`].
-    pub async fn run(&self, changed: &BTreeMap<usize, String>, targets: &Targets, tools: &Tools) -> Result<String, RenderError> {
+    pub async fn run(
+        &mut self,
+        changed: &BTreeMap<usize, String>,
+        targets: &Targets,
+        tools: &Tools,
+    ) -> Result<String, RenderError> {
         let mut workspace = Workspace::create()?;
         let edits = self.edits(targets)?;
         let patches = &self.application.parameters.kustomize.patches;
@@ -155,12 +188,21 @@ impl Plan {
         // Kustomize unpacks charts beside the kustomization: never in the checkout, which others may be reading.
         let is_copied = writes || !changed.is_empty() || !edits.is_empty() || patches.is_some() || !components.is_empty();
         let root = if is_copied { workspace.root() } else { self.checkout.root().to_owned() };
+        if reaches_further {
+            self.checkout.complete()?;
+        }
+        let key = if writes { None } else { self.key(changed, &edits, tools, &workspace) };
+        let recalled = key.and_then(|key| tools.memo.as_ref()?.get(&key));
+        self.is_recalled = recalled.is_some();
+        if let Some(text) = recalled {
+            return Ok(text);
+        }
         if is_copied {
             // Without load restrictions a kustomization may name any file of the checkout, and charts may stand anywhere.
             if reaches_further {
                 workspace.copy(&self.checkout, Path::new(""))?;
             }
-            for dir in self.reached.iter().chain(&components) {
+            for dir in &self.reached {
                 workspace.copy(&self.checkout, dir)?;
             }
             for (place, text) in changed {
@@ -192,7 +234,33 @@ impl Plan {
             let versions = if options.api_versions.is_empty() { &self.application.api_versions } else { &options.api_versions };
             arguments.extend(versions.iter().flat_map(|version| [OsString::from("--helm-api-versions"), version.into()]));
         }
-        text(self.child(tools, arguments, root, &home).run().await?.stdout)
+        let text = text(self.child(tools, arguments, root, &home).run().await?.stdout)?;
+        if let (Some(memo), Some(key)) = (&tools.memo, key) {
+            memo.keep(key, &text);
+        }
+        Ok(text)
+    }
+
+    /// What the text is made from, if all of it is known.
+    fn key(
+        &self,
+        changed: &BTreeMap<usize, String>,
+        edits: &[Vec<OsString>],
+        tools: &Tools,
+        workspace: &Workspace,
+    ) -> Option<[u8; 32]> {
+        let patches = self.application.parameters.kustomize.patches.as_deref().unwrap_or_default();
+        if !self.is_local || tools.memo.is_none() || has_address(patches) {
+            return None;
+        }
+        let mut key = Key::new(&tools.kustomize, &self.checkout, workspace.path())?;
+        edits.iter().for_each(|edit| key.add_words(edit.iter().map(OsString::as_os_str)));
+        key.add_words(tools.kustomize_build_options.iter().map(OsStr::new));
+        key.add(patches.as_bytes());
+        for (place, data) in self.data.iter().enumerate() {
+            key.add(changed.get(&place).unwrap_or(&data.text).as_bytes());
+        }
+        Some(key.finish())
     }
 
     /// The `kustomize edit` commands, in Argo CD's order; patches come before components.
@@ -289,6 +357,11 @@ impl Plan {
             max_output: tools.max_output,
         }
     }
+}
+
+/// May a text name something to fetch? Any path of a kustomization may be an address, wherever it stands.
+fn has_address(text: &str) -> bool {
+    ["://", "git@", "git::"].iter().any(|mark| text.contains(mark))
 }
 
 /// Appends `kustomize-patches`, a YAML list, to the copied kustomization's own.

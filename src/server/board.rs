@@ -67,9 +67,17 @@ pub fn is_token(header: Option<&str>, token: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generate::Phases;
 
     fn generated() -> Generated {
-        Generated { manifests: String::new(), pins: Vec::new(), tool: "helm", notes: Vec::new() }
+        Generated {
+            manifests: String::new(),
+            pins: Vec::new(),
+            tool: "helm",
+            notes: Vec::new(),
+            phases: Phases::default(),
+            is_recalled: false,
+        }
     }
 
     #[test]

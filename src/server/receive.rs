@@ -1,4 +1,4 @@
-//! Receives a request's stream: the metadata, then the archive, unpacked and verified while it arrives.
+//! Receives a request's stream: the metadata, then the archive, read and verified while it arrives.
 //!
 //! The stream is always read to its end, also when the answer is known already: a client that is answered before it has sent everything
 //! reports `EOF` instead of the answer (`cmpserver/apiclient`, `util/cmp/stream.go`).
@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -14,39 +15,45 @@ use tonic::{Status, Streaming};
 
 use super::proto::app_stream_request::Request;
 use super::proto::{AppStreamRequest, EnvEntry};
-use super::shelf::{Shelf, Unpacked};
+use super::shelf::Shelf;
 use crate::failure::chain;
-use crate::workspace::archive::{ArchiveError, Bounds, unpack};
+use crate::workspace::archive::{ArchiveError, Bounds, read};
+use crate::workspace::materialise::Materialised;
+use crate::workspace::pack::Pack;
+use crate::workspace::{Checkout, WorkspaceError};
 
-/// Chunks between the network and the disk.
-const BUFFERED: usize = 64;
+/// Bytes that go to the thread that reads the archive at a time: Argo CD sends 1 KiB a message.
+const BATCH: usize = 128 * 1024;
+
+/// Batches that wait for that thread.
+const BUFFERED: usize = 4;
 
 /// A request that has arrived.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Received {
-    /// Holds the checkout.
-    unpacked: Arc<Unpacked>,
+    pack: Arc<Pack>,
+    work_dir: PathBuf,
+    keep_modes: bool,
     rel_path: String,
+    /// Was the archive known already?
+    pub is_known: bool,
     pub environment: Vec<EnvEntry>,
 }
 
 impl Received {
-    /// The checkout's root.
-    pub fn root(&self) -> &Path {
-        self.unpacked.path()
-    }
-
-    /// The application's directory, which is below the root.
+    /// The checkout in a directory of its own, with the application's files in it.
     ///
     /// # Errors
     ///
-    /// When the path leads out.
-    pub fn app_dir(&self) -> Result<PathBuf, Status> {
-        let path = self.root().join(&self.rel_path);
-        let is_inside = std::fs::canonicalize(&path)
-            .and_then(|found| Ok(found.starts_with(std::fs::canonicalize(self.root())?)))
-            .unwrap_or(false);
-        if is_inside { Ok(path) } else { Err(Status::invalid_argument("illegal appPath: out of workDir bound")) }
+    /// [`Status`], also when the application's path leads out.
+    pub fn checkout(&self) -> Result<Checkout, Status> {
+        let failed = |error: io::Error| Status::internal(format!("error creating work dir: {error}"));
+        let dir = tempfile::Builder::new().prefix("request-").tempdir_in(&self.work_dir).map_err(failed)?;
+        let tree = Materialised::new(Arc::clone(&self.pack), dir, self.keep_modes).map_err(failed)?;
+        Checkout::lazy(Arc::new(tree), Path::new(&self.rel_path)).map_err(|error| match error {
+            WorkspaceError::Io { .. } => Status::internal(chain(&error)),
+            _ => Status::invalid_argument("illegal appPath: out of workDir bound"),
+        })
     }
 
     /// A variable of the application.
@@ -55,99 +62,111 @@ impl Received {
     }
 }
 
-/// Receives everything. An archive that is on the shelf is verified and not unpacked again.
-///
-/// # Errors
-///
-/// [`Status`] with the texts of Argo CD's own server, after the stream has ended.
-pub async fn receive(
-    mut stream: Streaming<AppStreamRequest>,
-    work_dir: &Path,
-    shelf: Option<&Shelf>,
-    unpacks: &Semaphore,
-    keep_modes: bool,
-    bounds: Bounds,
-) -> Result<Received, Status> {
-    let broken = |what: &str, error: &Status| Status::invalid_argument(format!("{what}: {}", error.message()));
-    let first = stream.message().await.map_err(|error| broken("error receiving stream header", &error))?;
-    let Some(Request::Metadata(metadata)) = first.and_then(|message| message.request) else {
-        drain(&mut stream).await;
-        return Err(Status::invalid_argument("error getting stream metadata: metadata is nil"));
-    };
-    let on_shelf = || shelf.and_then(|shelf| shelf.get(&metadata.checksum));
-    let mut kept = on_shelf();
-    let mut unpacking = None;
-    // A push makes every application of a repository send the same: those that wait here find it on the shelf.
-    let turn = if kept.is_none() { unpacks.acquire().await.ok() } else { None };
-    if kept.is_none() {
-        kept = on_shelf();
-    }
-    if kept.is_none() {
-        match Unpacking::start(work_dir, keep_modes, bounds) {
-            Ok(started) => unpacking = Some(started),
+/// Where archives go, and how many at a time.
+#[derive(Debug)]
+pub struct Reception {
+    pub work_dir: PathBuf,
+    pub shelf: Shelf,
+    pub keep_modes: bool,
+    pub bounds: Bounds,
+    /// Archives that are read at a time.
+    pub at_once: Semaphore,
+}
+
+impl Reception {
+    /// Receives everything. An archive that is on the shelf is verified and not read again.
+    ///
+    /// # Errors
+    ///
+    /// [`Status`] with the texts of Argo CD's own server, after the stream has ended.
+    pub async fn receive(&self, mut stream: Streaming<AppStreamRequest>) -> Result<Received, Status> {
+        let broken = |what: &str, error: &Status| Status::invalid_argument(format!("{what}: {}", error.message()));
+        let first = stream.message().await.map_err(|error| broken("error receiving stream header", &error))?;
+        let Some(Request::Metadata(metadata)) = first.and_then(|message| message.request) else {
+            drain(&mut stream).await;
+            return Err(Status::invalid_argument("error getting stream metadata: metadata is nil"));
+        };
+        // A push makes every application of a repository send the same: those that wait here find it on the shelf.
+        let place = self.shelf.place(&metadata.checksum).await;
+        let kept = place.get();
+        let turn = if kept.is_none() { self.at_once.acquire().await.ok() } else { None };
+        let mut reading = match kept.is_none().then(|| Reading::start(&self.work_dir, self.bounds)).transpose() {
+            Ok(reading) => reading,
             Err(status) => {
                 drain(&mut stream).await;
                 return Err(status);
             }
-        }
-    }
-    let mut hash = Sha256::new();
-    let mut problem = None;
-    while let Some(message) = stream.message().await.map_err(|error| broken("error receiving stream", &error))? {
-        let Some(Request::File(file)) = message.request else {
-            problem = problem.or(Some("stream request file is nil"));
-            continue;
         };
-        hash.update(&file.chunk);
-        if let Some(unpacking) = &mut unpacking {
-            // An unpacker that has stopped reads no more; the rest of the stream is read all the same.
-            let _ = unpacking.sender.send(file.chunk).await;
+        let mut hash = Sha256::new();
+        let mut problem = None;
+        while let Some(message) = stream.message().await.map_err(|error| broken("error receiving stream", &error))? {
+            let Some(Request::File(file)) = message.request else {
+                problem = problem.or(Some("stream request file is nil"));
+                continue;
+            };
+            hash.update(&file.chunk);
+            if let Some(reading) = &mut reading {
+                reading.feed(&file.chunk).await;
+            }
+        }
+        let read = match reading {
+            Some(reading) => Some(reading.end().await?),
+            None => None,
+        };
+        if let Some(problem) = problem {
+            return Err(Status::invalid_argument(problem));
+        }
+        let checksum: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if checksum != metadata.checksum {
+            return Err(Status::invalid_argument("file checksum validation error"));
+        }
+        let is_known = kept.is_some();
+        let pack = match (kept, read) {
+            (Some(kept), _) => kept,
+            (None, Some(read)) => Arc::new(read.map_err(|error| Status::invalid_argument(chain(&error)))?),
+            (None, None) => return Err(Status::internal("nothing was read")),
+        };
+        place.put(&pack);
+        drop(turn);
+        Ok(Received {
+            pack,
+            work_dir: self.work_dir.clone(),
+            keep_modes: self.keep_modes,
+            rel_path: metadata.app_rel_path,
+            is_known,
+            environment: metadata.env,
+        })
+    }
+}
+
+/// An archive that is being read on a thread that may block.
+struct Reading {
+    sender: mpsc::Sender<Bytes>,
+    batch: BytesMut,
+    task: JoinHandle<Result<Pack, ArchiveError>>,
+}
+
+impl Reading {
+    fn start(work_dir: &Path, bounds: Bounds) -> Result<Self, Status> {
+        let contents = tempfile::tempfile_in(work_dir);
+        let contents = contents.map_err(|error| Status::internal(format!("error creating work dir: {error}")))?;
+        let (sender, receiver) = mpsc::channel::<Bytes>(BUFFERED);
+        let task = tokio::task::spawn_blocking(move || read(Feed { receiver, chunk: Bytes::new() }, contents, bounds));
+        Ok(Self { sender, batch: BytesMut::new(), task })
+    }
+
+    async fn feed(&mut self, chunk: &[u8]) {
+        self.batch.extend_from_slice(chunk);
+        if self.batch.len() >= BATCH {
+            // A reader that has stopped takes no more; the rest of the stream is received all the same.
+            let _ = self.sender.send(self.batch.split().freeze()).await;
         }
     }
-    let unpacked = match unpacking {
-        Some(unpacking) => Some(unpacking.end().await?),
-        None => None,
-    };
-    if let Some(problem) = problem {
-        return Err(Status::invalid_argument(problem));
-    }
-    let checksum: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    if checksum != metadata.checksum {
-        return Err(Status::invalid_argument("file checksum validation error"));
-    }
-    let unpacked = match (kept, unpacked) {
-        (Some(kept), _) => kept,
-        (None, Some(unpacked)) => Arc::new(unpacked.map_err(|error| Status::invalid_argument(chain(&error)))?),
-        (None, None) => return Err(Status::internal("nothing was unpacked")),
-    };
-    if let Some(shelf) = shelf {
-        shelf.put(&checksum, &unpacked);
-    }
-    drop(turn);
-    Ok(Received { unpacked, rel_path: metadata.app_rel_path, environment: metadata.env })
-}
 
-/// An archive that is being unpacked on a thread that may block.
-struct Unpacking {
-    sender: mpsc::Sender<Vec<u8>>,
-    task: JoinHandle<Result<Unpacked, ArchiveError>>,
-}
-
-impl Unpacking {
-    fn start(work_dir: &Path, keep_modes: bool, bounds: Bounds) -> Result<Self, Status> {
-        let dir = tempfile::Builder::new().prefix("request-").tempdir_in(work_dir);
-        let dir = dir.map_err(|error| Status::internal(format!("error creating work dir: {error}")))?;
-        let (sender, receiver) = mpsc::channel::<Vec<u8>>(BUFFERED);
-        let task = tokio::task::spawn_blocking(move || {
-            let bytes = unpack(Feed { receiver, chunk: Vec::new(), read: 0 }, dir.path(), keep_modes, bounds)?;
-            Ok(Unpacked::new(dir, bytes))
-        });
-        Ok(Self { sender, task })
-    }
-
-    async fn end(self) -> Result<Result<Unpacked, ArchiveError>, Status> {
+    async fn end(self) -> Result<Result<Pack, ArchiveError>, Status> {
+        let _ = self.sender.send(self.batch.freeze()).await;
         drop(self.sender);
-        self.task.await.map_err(|error| Status::internal(format!("error unpacking: {error}")))
+        self.task.await.map_err(|error| Status::internal(format!("error reading the archive: {error}")))
     }
 }
 
@@ -155,24 +174,22 @@ async fn drain(stream: &mut Streaming<AppStreamRequest>) {
     while let Ok(Some(_)) = stream.message().await {}
 }
 
-/// The chunks as something to read.
+/// The batches as something to read.
 struct Feed {
-    receiver: mpsc::Receiver<Vec<u8>>,
-    chunk: Vec<u8>,
-    read: usize,
+    receiver: mpsc::Receiver<Bytes>,
+    chunk: Bytes,
 }
 
 impl Read for Feed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.read == self.chunk.len() {
+        while self.chunk.is_empty() {
             match self.receiver.blocking_recv() {
-                Some(chunk) => (self.chunk, self.read) = (chunk, 0),
+                Some(chunk) => self.chunk = chunk,
                 None => return Ok(0),
             }
         }
-        let count = buffer.len().min(self.chunk.len() - self.read);
-        buffer[..count].copy_from_slice(&self.chunk[self.read..self.read + count]);
-        self.read += count;
+        let count = buffer.len().min(self.chunk.len());
+        buffer[..count].copy_from_slice(&self.chunk.split_to(count));
         Ok(count)
     }
 }

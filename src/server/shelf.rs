@@ -1,109 +1,158 @@
-//! Unpacked archives that are kept: all applications of a repository send the same bytes at one commit.
+//! Archives that were read and are kept: all applications of a repository send the same bytes at one commit.
 //!
 //! An archive is found by the SHA-256 of its compressed bytes. Its sender has sent all of them, and they are verified before what is kept
-//! is used: a hit proves possession. Kept files are only read. Bounded in number and in bytes; the longest unused goes first.
+//! is used: a hit proves possession. Bounded in number and in bytes; the longest unused goes first.
 
-use std::collections::VecDeque;
-use std::path::Path;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tempfile::TempDir;
+use tokio::sync::OwnedMutexGuard;
 
-/// An unpacked archive; removed with its last user.
-#[derive(Debug)]
-pub struct Unpacked {
-    dir: TempDir,
-    /// Bytes of its files.
-    bytes: u64,
-}
-
-impl Unpacked {
-    pub fn new(dir: TempDir, bytes: u64) -> Self {
-        Self { dir, bytes }
-    }
-
-    pub fn path(&self) -> &Path {
-        self.dir.path()
-    }
-}
+use crate::workspace::pack::Pack;
 
 /// What is kept, the last used at the back.
 #[derive(Debug)]
 pub struct Shelf {
-    kept: Mutex<VecDeque<(String, Arc<Unpacked>)>>,
+    kept: Mutex<VecDeque<(String, Arc<Pack>)>>,
+    /// One lock for each archive that is being received for the first time.
+    arriving: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     archives: usize,
     bytes: u64,
 }
 
 impl Shelf {
-    /// A shelf for so many archives, and so many bytes of files.
+    /// A shelf for so many archives, and so many bytes of files and indexes.
     pub fn new(archives: usize, bytes: u64) -> Self {
-        Self { kept: Mutex::default(), archives, bytes }
+        Self { kept: Mutex::default(), arriving: Mutex::default(), archives, bytes }
     }
 
-    /// The archive with this checksum.
-    pub fn get(&self, checksum: &str) -> Option<Arc<Unpacked>> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The place of the archive with this checksum. Whoever holds an empty one fills it, and the others wait.
+    pub async fn place(&self, checksum: &str) -> Place<'_> {
+        let own = |_turn| Place { shelf: self, checksum: checksum.to_owned(), _turn };
+        if self.archives == 0 || self.get(checksum).is_some() {
+            return own(None);
+        }
+        let own_lock = {
+            let mut arriving = lock(&self.arriving);
+            // Those that nobody holds or waits for.
+            arriving.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(arriving.entry(checksum.to_owned()).or_default())
+        };
+        own(Some(own_lock.lock_owned().await))
+    }
+
+    fn get(&self, checksum: &str) -> Option<Arc<Pack>> {
+        let mut kept = lock(&self.kept);
         let place = kept.iter().position(|(key, _)| key == checksum)?;
         let found = kept.remove(place)?;
-        let unpacked = Arc::clone(&found.1);
+        let pack = Arc::clone(&found.1);
         kept.push_back(found);
-        Some(unpacked)
+        Some(pack)
     }
 
-    /// Keeps an archive whose checksum was verified.
-    pub fn put(&self, checksum: &str, unpacked: &Arc<Unpacked>) {
-        if self.archives == 0 || unpacked.bytes > self.bytes {
+    fn put(&self, checksum: &str, pack: &Arc<Pack>) {
+        if self.archives == 0 || pack.cost() > self.bytes {
             return;
         }
         let mut dropped = Vec::new();
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         if kept.iter().any(|(key, _)| key == checksum) {
             return;
         }
-        kept.push_back((checksum.to_owned(), Arc::clone(unpacked)));
-        while kept.len() > self.archives || kept.iter().map(|(_, unpacked)| unpacked.bytes).sum::<u64>() > self.bytes {
+        kept.push_back((checksum.to_owned(), Arc::clone(pack)));
+        while kept.len() > self.archives || kept.iter().map(|(_, pack)| pack.cost()).sum::<u64>() > self.bytes {
             dropped.extend(kept.pop_front());
         }
-        // Files are removed without the lock.
+        // Files are closed without the lock.
         drop(kept);
         drop(dropped);
     }
 }
 
+/// One archive's place. Dropping it lets the next one have it.
+#[derive(Debug)]
+pub struct Place<'a> {
+    shelf: &'a Shelf,
+    checksum: String,
+    _turn: Option<OwnedMutexGuard<()>>,
+}
+
+impl Place<'_> {
+    /// What stands there.
+    pub fn get(&self) -> Option<Arc<Pack>> {
+        self.shelf.get(&self.checksum)
+    }
+
+    /// Keeps an archive whose checksum was verified.
+    pub fn put(self, pack: &Arc<Pack>) {
+        self.shelf.put(&self.checksum, pack);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
-    fn unpacked(bytes: u64) -> Arc<Unpacked> {
-        Arc::new(Unpacked::new(tempfile::tempdir().expect("a directory"), bytes))
+    /// A pack of one file, with what its index costs.
+    fn pack(bytes: u64) -> Arc<Pack> {
+        let mut builder = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes);
+        header.set_cksum();
+        let content = vec![0; usize::try_from(bytes).expect("it fits")];
+        builder.append_data(&mut header, "f", &*content).expect("an entry");
+        let archive = builder.into_inner().and_then(flate2::write::GzEncoder::finish).expect("an archive");
+        let contents = tempfile::tempfile().expect("a file");
+        Arc::new(
+            crate::workspace::archive::read(&*archive, contents, crate::workspace::archive::Bounds::default()).expect("read"),
+        )
     }
 
     #[test]
     fn the_longest_unused_goes_first() {
-        let shelf = Shelf::new(2, 100);
-        let first = unpacked(10);
-        shelf.put("a", &first);
-        shelf.put("b", &unpacked(10));
+        let shelf = Shelf::new(2, 10_000);
+        shelf.put("a", &pack(10));
+        shelf.put("b", &pack(10));
         assert!(shelf.get("a").is_some());
-        shelf.put("c", &unpacked(10));
+        shelf.put("c", &pack(10));
         assert!(shelf.get("a").is_some() && shelf.get("b").is_none() && shelf.get("c").is_some());
     }
 
     #[test]
-    fn bytes_are_bounded_and_files_go_with_their_last_user() {
-        let shelf = Shelf::new(10, 100);
-        let first = unpacked(60);
-        let path = first.path().to_owned();
-        shelf.put("a", &first);
-        shelf.put("too long", &unpacked(101));
+    fn bytes_are_bounded_and_an_index_counts() {
+        let cost = pack(0).cost();
+        assert!(cost > 50, "an empty file's entry costs memory: {cost}");
+        let shelf = Shelf::new(10, 100 + 2 * cost);
+        shelf.put("a", &pack(60));
+        shelf.put("too long", &pack(200 + cost));
         assert!(shelf.get("a").is_some() && shelf.get("too long").is_none());
-        shelf.put("b", &unpacked(60));
-        assert!(shelf.get("a").is_none() && path.exists());
-        drop(first);
-        assert!(!path.exists());
+        shelf.put("b", &pack(60));
+        assert!(shelf.get("a").is_none() && shelf.get("b").is_some());
         let none = Shelf::new(0, 100);
-        none.put("a", &unpacked(1));
+        none.put("a", &pack(1));
         assert!(none.get("a").is_none());
+    }
+
+    #[tokio::test]
+    async fn the_same_archive_is_read_once_and_another_waits_for_nobody() {
+        let shelf = Arc::new(Shelf::new(2, 10_000));
+        let first = shelf.place("a").await;
+        assert!(first.get().is_none());
+        let (waiting, other) = (Arc::clone(&shelf), Arc::clone(&shelf));
+        let second = tokio::spawn(async move { waiting.place("a").await.get().is_some() });
+        assert!(other.place("b").await.get().is_none());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!second.is_finished());
+        first.put(&pack(1));
+        assert!(second.await.expect("it ends"), "found on the shelf");
+        // One that fails lets the next one try, and locks that nobody holds are forgotten.
+        drop(shelf.place("c").await);
+        assert!(shelf.place("d").await.get().is_none());
+        assert_eq!(lock(&shelf.arriving).len(), 1);
     }
 }

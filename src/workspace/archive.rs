@@ -1,26 +1,24 @@
-//! Unpacks the archive that Argo CD sends: a gzip of a tar of the checkout.
+//! Reads the archive that Argo CD sends: a gzip of a tar of the checkout.
 //!
-//! Bytes go in, files below one directory come out, or an error and no use of the directory. What Argo CD's own server accepts is accepted
-//! (`util/io/files/tar.go`): regular files, directories and links; everything else is passed over. The archive is written by tenants: no
-//! name and no link leads out of the directory, and bytes, entries and names are bounded.
+//! Bytes go in, a [`Pack`] comes out, or an error and nothing. What Argo CD's own server accepts is accepted (`util/io/files/tar.go`):
+//! regular files, directories and links; everything else is passed over. The archive is written by tenants: no name and no link leads
+//! out of the checkout, and bytes, entries and names are bounded.
 
-use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Component, Path, PathBuf};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
 
-use flate2::read::GzDecoder;
+use flate2::read::MultiGzDecoder;
 use tar::{Archive, EntryType};
 
+use super::pack::{Misplaced, Name, Pack};
 use crate::image::printable;
 
 /// What an archive may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Bytes of all files together, unpacked.
+    /// Bytes of the whole archive, unpacked: also those of names and of entries that are passed over.
     pub bytes: u64,
-    /// Files, directories and links.
+    /// Files, directories, links and whatever else.
     pub entries: usize,
 }
 
@@ -33,6 +31,12 @@ impl Default for Bounds {
 /// Longest name of an entry, in bytes: Linux's own bound.
 const MAX_NAME: usize = 4096;
 
+/// Longest record of an entry's further headers, in bytes. Go writes names and times there.
+const MAX_RECORDS: u64 = 1024 * 1024;
+
+/// Bytes that go to the disk at a time.
+const BUFFERED: usize = 256 * 1024;
+
 /// Why an archive is not used.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
@@ -40,191 +44,192 @@ pub enum ArchiveError {
     Name(String),
     #[error("illegal filepath in symlink: `{0}`")]
     Link(String),
+    #[error("`{0}` stands in the archive as a file and as a directory")]
+    Misplaced(String),
     #[error("the archive holds more than {} bytes", .0.bytes)]
     TooLong(Bounds),
     #[error("the archive holds more than {} entries", .0.entries)]
     TooMany(Bounds),
     #[error("the archive cannot be read")]
     Read(#[source] io::Error),
-    #[error("`{path}` cannot be written")]
-    Write {
-        path: String,
-        #[source]
-        source: io::Error,
-    },
+    #[error("the archive's files cannot be kept")]
+    Write(#[source] io::Error),
 }
 
-/// Unpacks an archive below a directory, which exists and is empty.
-///
-/// Files get mode 0644 and directories 0755, or with `keep_modes` the permissions of the archive, without its special bits.
-///
-/// Returns the bytes of all files.
+/// Reads an archive; the bytes of its files go to `contents`, which is empty.
 ///
 /// # Errors
 ///
-/// [`ArchiveError`]; what was written until then stays.
-pub fn unpack(archive: impl Read, root: &Path, keep_modes: bool, bounds: Bounds) -> Result<u64, ArchiveError> {
-    let mut unpacker = Unpacker {
-        root: fs::canonicalize(root).map_err(ArchiveError::Read)?,
-        known: HashSet::new(),
-        links: Vec::new(),
-        keep_modes,
-        room: bounds.bytes,
-        bounds,
-    };
-    let mut archive = Archive::new(GzDecoder::new(archive));
-    for (number, entry) in archive.entries().map_err(ArchiveError::Read)?.enumerate() {
+/// [`ArchiveError`].
+pub fn read(archive: impl Read, contents: File, bounds: Bounds) -> Result<Pack, ArchiveError> {
+    let unpacked = Bounded { from: MultiGzDecoder::new(archive), room: bounds.bytes, is_over: false };
+    let mut archive = Archive::new(unpacked);
+    let result = entries(&mut archive, contents, bounds);
+    let is_over = archive.into_inner().is_over;
+    if is_over { Err(ArchiveError::TooLong(bounds)) } else { result }
+}
+
+fn entries(archive: &mut Archive<impl Read>, contents: File, bounds: Bounds) -> Result<Pack, ArchiveError> {
+    let copy = contents.try_clone().map_err(ArchiveError::Write)?;
+    let mut pack = Pack::new(copy);
+    let mut out = BufWriter::with_capacity(BUFFERED, contents);
+    let mut records = Records::default();
+    // Raw: the crate itself would read a long name into memory, however long.
+    for (number, entry) in archive.entries().map_err(ArchiveError::Read)?.raw(true).enumerate() {
         if number >= bounds.entries {
             return Err(ArchiveError::TooMany(bounds));
         }
         let mut entry = entry.map_err(ArchiveError::Read)?;
-        let name = entry.path_bytes().into_owned();
-        let mode = entry.header().mode().unwrap_or(0o644) & 0o777;
-        match entry.header().entry_type() {
-            EntryType::Regular | EntryType::Continuous => unpacker.file(&name, mode, &mut entry)?,
-            EntryType::Directory => unpacker.directory(&name)?,
+        let kind = entry.header().entry_type();
+        let record = match kind {
+            EntryType::XHeader => Some(Record::Pax),
+            EntryType::GNULongName => Some(Record::Name),
+            EntryType::GNULongLink => Some(Record::Link),
+            _ => None,
+        };
+        if let Some(record) = record {
+            let mut bytes = Vec::new();
+            entry.by_ref().take(MAX_RECORDS + 1).read_to_end(&mut bytes).map_err(ArchiveError::Read)?;
+            if bytes.len() as u64 > MAX_RECORDS {
+                return Err(ArchiveError::Read(io::Error::other("an entry's headers are too long")));
+            }
+            records.add(record, &bytes);
+            continue;
+        }
+        let Records { name, link } = std::mem::take(&mut records);
+        let name = name.unwrap_or_else(|| entry.path_bytes().into_owned());
+        let misplaced = |_: Misplaced| ArchiveError::Misplaced(shown(&name));
+        let place = place(&name).ok_or_else(|| ArchiveError::Name(shown(&name)))?;
+        if place.is_empty() {
+            continue;
+        }
+        match kind {
+            EntryType::Regular | EntryType::Continuous => {
+                let size = entry.header().size().map_err(ArchiveError::Read)?;
+                let mode = entry.header().mode().unwrap_or(0o644) & 0o777;
+                let copied = copy_all(&mut entry, &mut out)?;
+                if copied != size {
+                    return Err(ArchiveError::Read(io::ErrorKind::UnexpectedEof.into()));
+                }
+                pack.add_file(&place, size, mode).map_err(misplaced)?;
+            }
+            EntryType::Directory => drop(pack.add_directory(&place).map_err(misplaced)?),
             EntryType::Symlink => {
-                let target = entry.link_name_bytes().unwrap_or_default().into_owned();
-                unpacker.link(&name, &target)?;
+                let target = link.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned)).unwrap_or_default();
+                let cut = place.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+                let parent = pack.add_directory(&place[..cut]).map_err(misplaced)?;
+                let target = inside(&parent, &target).ok_or_else(|| ArchiveError::Link(shown(&name)))?;
+                pack.add_link(&place, target).map_err(misplaced)?;
             }
             _ => {}
         }
     }
-    unpacker.check_links()?;
-    Ok(bounds.bytes - unpacker.room)
+    out.flush().map_err(ArchiveError::Write)?;
+    Ok(pack)
 }
 
-struct Unpacker {
-    root: PathBuf,
-    /// Directories that are known to be inside.
-    known: HashSet<PathBuf>,
-    links: Vec<PathBuf>,
-    keep_modes: bool,
-    room: u64,
-    bounds: Bounds,
-}
-
-impl Unpacker {
-    fn file(&mut self, name: &[u8], mode: u32, content: &mut impl Read) -> Result<(), ArchiveError> {
-        let Some(path) = self.place(name)? else { return Ok(()) };
-        self.parent(&path)?;
-        let failed = |source| ArchiveError::Write { path: shown(name), source };
-        // What stood there, perhaps a link, is replaced and not written through.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
+/// Copies, and tells whose error it was.
+fn copy_all(from: &mut impl Read, to: &mut impl Write) -> Result<u64, ArchiveError> {
+    let mut buffer = [0; 16 * 1024];
+    let mut copied = 0;
+    loop {
+        let count = from.read(&mut buffer).map_err(ArchiveError::Read)?;
+        if count == 0 {
+            return Ok(copied);
         }
-        let mode = if self.keep_modes { mode } else { 0o644 };
-        let mut file: File = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path).map_err(failed)?;
-        // The tar gives no more than the header says, and says so when it gives less.
-        let copied = io::copy(&mut content.take(self.room + 1), &mut file).map_err(ArchiveError::Read)?;
-        self.room = self.room.checked_sub(copied).ok_or(ArchiveError::TooLong(self.bounds))?;
-        Ok(())
-    }
-
-    fn directory(&mut self, name: &[u8]) -> Result<(), ArchiveError> {
-        match self.place(name)? {
-            Some(path) => self.parent(&path.join("x")).map(drop),
-            None => Ok(()),
-        }
-    }
-
-    fn link(&mut self, name: &[u8], target: &[u8]) -> Result<(), ArchiveError> {
-        let Some(path) = self.place(name)? else { return Ok(()) };
-        let target = Path::new(std::str::from_utf8(target).map_err(|_| ArchiveError::Link(shown(name)))?);
-        let parent = self.parent(&path)?;
-        // Lexically first: nothing may stand there yet. What it really leads to is checked at the end.
-        let joined = if target.is_absolute() { target.to_owned() } else { parent.join(target) };
-        let inside =
-            lexical(&joined).filter(|joined| joined.starts_with(&self.root)).ok_or_else(|| ArchiveError::Link(shown(name)))?;
-        let failed = |source| ArchiveError::Write { path: shown(name), source };
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        }
-        symlink(relative(&parent, &inside), &path).map_err(failed)?;
-        // A directory that was known by this name may now lead elsewhere.
-        self.known.clear();
-        self.links.push(path);
-        Ok(())
-    }
-
-    /// Where an entry goes. `None` for the root itself.
-    fn place(&self, name: &[u8]) -> Result<Option<PathBuf>, ArchiveError> {
-        let illegal = || ArchiveError::Name(shown(name));
-        let text = std::str::from_utf8(name).map_err(|_| illegal())?;
-        if text.len() > MAX_NAME || text.contains('\0') {
-            return Err(illegal());
-        }
-        let path = lexical(&self.root.join(text.trim_start_matches('/'))).ok_or_else(illegal)?;
-        match path.strip_prefix(&self.root) {
-            Ok(rest) if rest.as_os_str().is_empty() => Ok(None),
-            Ok(_) => Ok(Some(path)),
-            Err(_) => Err(illegal()),
-        }
-    }
-
-    /// Makes the directory that holds a path, and makes sure that it really is inside: a part of it may be a link.
-    fn parent(&mut self, path: &Path) -> Result<PathBuf, ArchiveError> {
-        let parent = path.parent().unwrap_or(&self.root).to_owned();
-        if self.known.contains(&parent) {
-            return Ok(parent);
-        }
-        let shown = || shown(path.strip_prefix(&self.root).unwrap_or(path).as_os_str().as_encoded_bytes());
-        // From the root down, so that nothing is made beyond a link that leads out.
-        let mut made = self.root.clone();
-        for part in parent.strip_prefix(&self.root).unwrap_or(&parent).components() {
-            made.push(part);
-            match fs::create_dir(&made) {
-                Ok(()) => fs::set_permissions(&made, fs::Permissions::from_mode(0o755)),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                Err(error) => Err(error),
-            }
-            .map_err(|source| ArchiveError::Write { path: shown(), source })?;
-            let real = fs::canonicalize(&made).map_err(|source| ArchiveError::Write { path: shown(), source })?;
-            if !real.starts_with(&self.root) {
-                return Err(ArchiveError::Name(shown()));
-            }
-        }
-        self.known.insert(parent.clone());
-        Ok(parent)
-    }
-
-    /// No link leads out, now that everything is there.
-    fn check_links(&self) -> Result<(), ArchiveError> {
-        for link in &self.links {
-            if fs::canonicalize(link).is_ok_and(|real| !real.starts_with(&self.root)) {
-                let name = link.strip_prefix(&self.root).unwrap_or(link);
-                return Err(ArchiveError::Link(shown(name.as_os_str().as_encoded_bytes())));
-            }
-        }
-        Ok(())
+        to.write_all(&buffer[..count]).map_err(ArchiveError::Write)?;
+        copied += count as u64;
     }
 }
 
-/// Resolves `.` and `..` by name alone; `None` above the root of the file system.
-fn lexical(path: &Path) -> Option<PathBuf> {
-    let mut clean = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::ParentDir => {
-                if !clean.pop() {
-                    return None;
+/// What stands before an entry and is about it.
+#[derive(Default)]
+struct Records {
+    name: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Copy)]
+enum Record {
+    Pax,
+    Name,
+    Link,
+}
+
+impl Records {
+    fn add(&mut self, record: Record, bytes: &[u8]) {
+        let text = || Some(bytes.split(|byte| *byte == 0).next().unwrap_or_default().to_vec());
+        match record {
+            Record::Name => self.name = text(),
+            Record::Link => self.link = text(),
+            Record::Pax => {
+                let mut rest = bytes;
+                while let Some((key, value, next)) = pax(rest) {
+                    match key {
+                        b"path" => self.name = Some(value.to_vec()),
+                        b"linkpath" => self.link = Some(value.to_vec()),
+                        _ => {}
+                    }
+                    rest = next;
                 }
             }
-            Component::CurDir => {}
-            part => clean.push(part),
         }
     }
-    Some(clean)
 }
 
-/// The way from a directory to a path, both absolute.
-fn relative(from: &Path, to: &Path) -> PathBuf {
-    let shared = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
-    let up = from.components().skip(shared).map(|_| Component::ParentDir);
-    let way: PathBuf = up.chain(to.components().skip(shared)).collect();
-    if way.as_os_str().is_empty() { ".".into() } else { way }
+/// The first of some PAX records, `LENGTH KEY=VALUE\n` each, and what follows it.
+fn pax(records: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = records.iter().position(|byte| *byte == b' ')?;
+    let length: usize = std::str::from_utf8(&records[..space]).ok()?.parse().ok()?;
+    let record = records.get(space + 1..length)?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|byte| *byte == b'=')?;
+    Some((&record[..equals], &record[equals + 1..], &records[length..]))
+}
+
+/// Reads no more than there is room for.
+struct Bounded<R> {
+    from: R,
+    room: u64,
+    is_over: bool,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.from.read(buffer)?;
+        match self.room.checked_sub(count as u64) {
+            Some(room) => self.room = room,
+            None => {
+                self.is_over = true;
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// Where an entry goes. Empty for the root itself, `None` for a name that leads out.
+fn place(name: &[u8]) -> Option<Name> {
+    let is_legal = name.len() <= MAX_NAME && !name.contains(&0);
+    is_legal.then(|| clean(Vec::new(), name)).flatten()
+}
+
+/// Where a link in a directory leads, by name alone; `None` outside.
+fn inside(parent: &[u8], target: &[u8]) -> Option<Name> {
+    let is_legal = target.len() <= MAX_NAME && !target.contains(&0) && !target.starts_with(b"/");
+    let above = parent.split(|byte| *byte == b'/').filter(|part| !part.is_empty()).collect();
+    is_legal.then(|| clean(above, target)).flatten()
+}
+
+/// Resolves `.` and `..` by name alone.
+fn clean<'a>(mut parts: Vec<&'a [u8]>, path: &'a [u8]) -> Option<Name> {
+    for part in path.split(|byte| *byte == b'/') {
+        match part {
+            b"" | b"." => {}
+            b".." => drop(parts.pop()?),
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join(&b'/').into())
 }
 
 fn shown(name: &[u8]) -> String {
@@ -233,6 +238,7 @@ fn shown(name: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pack::Entry;
     use super::*;
     use flate2::Compression;
     use flate2::write::GzEncoder;
@@ -242,7 +248,7 @@ mod tests {
         File(&'a str, &'a [u8]),
         Directory(&'a str),
         Link(&'a str, &'a str),
-        Other(&'a str, EntryType),
+        Other(&'a str, EntryType, &'a [u8]),
     }
     use Put::{Directory, File as Content, Link, Other};
 
@@ -253,7 +259,7 @@ mod tests {
                 Content(name, content) => (name, EntryType::Regular, *content, None),
                 Directory(name) => (name, EntryType::Directory, &[][..], None),
                 Link(name, target) => (name, EntryType::Symlink, &[][..], Some(target)),
-                Other(name, kind) => (name, *kind, &[][..], None),
+                Other(name, kind, content) => (name, *kind, *content, None),
             };
             let mut header = Header::new_old();
             header.set_entry_type(kind);
@@ -270,90 +276,128 @@ mod tests {
         builder.into_inner().and_then(GzEncoder::finish).expect("an archive")
     }
 
-    fn unpacked(entries: &[Put<'_>], bounds: Bounds) -> (tempfile::TempDir, Result<(), String>) {
-        let dir = tempfile::tempdir().expect("a directory");
-        let root = dir.path().join("root");
-        fs::create_dir(&root).expect("a root");
-        fs::write(dir.path().join("outside"), "untouched").expect("a file");
-        let result = unpack(&archive(entries)[..], &root, false, bounds).map(drop).map_err(|error| error.to_string());
-        assert_eq!(fs::read_to_string(dir.path().join("outside")).expect("a file"), "untouched");
-        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 2, "nothing is made outside");
-        (dir, result)
+    fn read_bytes(archive: &[u8], bounds: Bounds) -> Result<Pack, String> {
+        read(archive, tempfile::tempfile().expect("a file"), bounds).map_err(|error| error.to_string())
+    }
+
+    fn packed(entries: &[Put<'_>]) -> Result<Pack, String> {
+        read_bytes(&archive(entries), Bounds::default())
+    }
+
+    fn content(pack: &Pack, name: &str) -> String {
+        let Some(Entry::File { at, bytes, .. }) = pack.get(name.as_bytes()) else { panic!("`{name}` is no file") };
+        let mut text = vec![0; usize::try_from(*bytes).expect("it fits")];
+        pack.read(*at, &mut text).expect("it is there");
+        String::from_utf8(text).expect("text")
     }
 
     #[test]
-    fn what_argo_cd_sends_is_unpacked() {
-        let (dir, result) = unpacked(
-            &[
-                Directory("."),
-                Directory("charts"),
-                Content("charts/a.yaml", b"a: 1\n"),
-                Content("deep/er/b.yaml", b"b"),
-                Link("link.yaml", "charts/a.yaml"),
-                Link("charts/up", "../deep"),
-                Content("charts/up/c.yaml", b"through a link that stays inside"),
-                Link("dangling", "nothing/here"),
-                Other("pipe", EntryType::Fifo),
-                Other("device", EntryType::Char),
-                Other("hard", EntryType::Link),
-            ],
-            Bounds::default(),
-        );
-        result.expect("unpacked");
-        let root = dir.path().join("root");
-        assert_eq!(fs::read_to_string(root.join("link.yaml")).expect("a file"), "a: 1\n");
-        assert!(root.join("deep/er/c.yaml").exists() || root.join("deep/c.yaml").exists());
-        assert!(!root.join("pipe").exists() && !root.join("device").exists() && !root.join("hard").exists());
-        let mode = |path: &str| fs::metadata(root.join(path)).expect("there").permissions().mode() & 0o7777;
-        assert_eq!((mode("charts/a.yaml"), mode("deep")), (0o644, 0o755));
+    fn what_argo_cd_sends_is_read() {
+        let pack = packed(&[
+            Directory("."),
+            Directory("charts"),
+            Content("charts/a.yaml", b"a: 1\n"),
+            Content("deep/er/b.yaml", b"b"),
+            Link("link.yaml", "charts/a.yaml"),
+            Link("charts/up", "../deep"),
+            Content("charts/up/c.yaml", b"through a link that stays inside"),
+            Link("dangling", "nothing/here"),
+            Other("pipe", EntryType::Fifo, b""),
+            Other("device", EntryType::Char, b""),
+            Other("hard", EntryType::Link, b""),
+            Content("/absolute", b"as Go's server joins it"),
+        ])
+        .expect("an archive");
+        assert_eq!(content(&pack, "charts/a.yaml"), "a: 1\n");
+        assert_eq!(content(&pack, "deep/er/b.yaml"), "b");
+        assert_eq!(content(&pack, "deep/c.yaml"), "through a link that stays inside");
+        assert_eq!(content(&pack, "absolute"), "as Go's server joins it");
+        assert_eq!(pack.get(b"link.yaml"), Some(&Entry::Link { target: Name::from(*b"charts/a.yaml") }));
+        assert_eq!(pack.get(b"charts/up"), Some(&Entry::Link { target: Name::from(*b"deep") }));
+        assert!(matches!(pack.get(b"charts/a.yaml"), Some(Entry::File { mode: 0o755, .. })), "without its special bits");
+        for name in ["pipe", "device", "hard"] {
+            assert_eq!(pack.get(name.as_bytes()), None);
+        }
     }
 
     #[test]
-    fn nothing_leaves_the_directory() {
+    fn long_and_foreign_names_are_read_from_both_kinds_of_record() {
+        let long = format!("{}/file.yaml", "long-directory-name/".repeat(12).trim_end_matches('/'));
+        let record = |key: &str, value: &str| {
+            let rest = format!(" {key}={value}\n");
+            let length = (1..).find(|digits: &usize| (rest.len() + digits).to_string().len() == *digits).expect("one fits");
+            format!("{}{rest}", rest.len() + length)
+        };
+        let pax = record("mtime", "1.5") + &record("path", &long) + &record("comment", "a\nb=c");
+        let pack = packed(&[
+            Other("pax", EntryType::XHeader, pax.as_bytes()),
+            Content("cut", b"1"),
+            Other("gnu", EntryType::GNULongName, format!("other/{long}\0").as_bytes()),
+            Content("cut", b"2"),
+            Other("pax", EntryType::XHeader, record("linkpath", &long).as_bytes()),
+            Link("link", "cut"),
+            Content("plain", b"3"),
+        ])
+        .expect("an archive");
+        assert_eq!((content(&pack, &long), content(&pack, &format!("other/{long}"))), ("1".into(), "2".into()));
+        assert_eq!(pack.get(b"link"), Some(&Entry::Link { target: long.into_bytes().into() }));
+        assert_eq!(content(&pack, "plain"), "3");
+        // Records that lead out are names like others.
+        let outside = packed(&[Other("pax", EntryType::XHeader, record("path", "../x").as_bytes()), Content("cut", b"1")]);
+        assert_eq!(outside.expect_err("outside"), "illegal filepath in archive: `../x`");
+    }
+
+    #[test]
+    fn names_need_not_be_text() {
+        let mut builder = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+        let mut header = Header::new_old();
+        header.set_size(1);
+        header.as_mut_bytes()[..5].copy_from_slice(b"caf\xe9s");
+        header.set_cksum();
+        builder.append(&header, &b"x"[..]).expect("an entry");
+        let bytes = builder.into_inner().and_then(GzEncoder::finish).expect("an archive");
+        assert!(read_bytes(&bytes, Bounds::default()).expect("an archive").get(b"caf\xe9s").is_some());
+    }
+
+    #[test]
+    fn nothing_leads_out() {
         for (entries, message) in [
             (&[Content("../outside", b"x")][..], "illegal filepath in archive: `../outside`"),
             (&[Content("a/../../outside", b"x")], "illegal filepath in archive: `a/../../outside`"),
             (&[Link("l", "..")], "illegal filepath in symlink: `l`"),
             (&[Link("l", "/etc/passwd")], "illegal filepath in symlink: `l`"),
             (&[Link("a/l", "../../outside")], "illegal filepath in symlink: `a/l`"),
+            (&[Directory("d"), Link("d/top", ".."), Link("d/top/out", "../x")], "illegal filepath in symlink: `d/top/out`"),
+            (&[Content("a", b"x"), Content("a/b", b"x")], "`a/b` stands in the archive as a file and as a directory"),
+            (&[Directory("a"), Content("a", b"x")], "`a` stands in the archive as a file and as a directory"),
         ] {
-            let (_dir, result) = unpacked(entries, Bounds::default());
-            assert_eq!(result.as_ref().map_err(String::as_str), Err(message));
+            assert_eq!(packed(entries).expect_err(message), message);
         }
-        // Chains, in which each link looks harmless by name: they are made relative by name, as Go's server does, and lead nowhere else.
-        for entries in [
-            &[Directory("d/e/f"), Link("d/e/f/up", "../../.."), Link("d/e/f/out", "up/../outside")][..],
-            &[Directory("d/e"), Link("d/e/top", "../.."), Link("d/e/out", "top/.."), Content("d/e/out/outside", b"x")],
-        ] {
-            unpacked(entries, Bounds::default()).1.expect("harmless");
-        }
-        let (dir, result) = unpacked(&[Content("/absolute", b"x")], Bounds::default());
-        assert!(result.is_ok() && dir.path().join("root/absolute").exists(), "as Go's server joins it");
-    }
-
-    #[test]
-    fn a_file_replaces_a_link_and_is_not_written_through() {
-        let (dir, result) = unpacked(&[Content("a", b"1"), Link("b", "a"), Content("b", b"2")], Bounds::default());
-        result.expect("unpacked");
-        assert_eq!(fs::read_to_string(dir.path().join("root/a")).expect("a file"), "1");
     }
 
     #[test]
     fn bytes_entries_and_names_are_bounded() {
-        let bounds = Bounds { bytes: 10, entries: 3 };
-        let (_dir, result) = unpacked(&[Content("a", &[0; 6]), Content("b", &[0; 6])], bounds);
-        assert_eq!(result, Err("the archive holds more than 10 bytes".into()));
-        let (_dir, result) = unpacked(&[Directory("a"), Directory("b"), Directory("c"), Directory("d")], bounds);
-        assert_eq!(result, Err("the archive holds more than 3 entries".into()));
-        assert!(unpacked(&[Content("a", &[0; 10])], bounds).1.is_ok());
+        let bounds = Bounds { bytes: 4096, entries: 3 };
+        let bounded = |entries: &[Put<'_>]| read_bytes(&archive(entries), bounds).map(drop);
+        assert_eq!(bounded(&[Content("a", &[0; 2000])]), Ok(()));
+        let too_long = Err("the archive holds more than 4096 bytes".to_owned());
+        assert_eq!(bounded(&[Content("a", &[0; 5000])]), too_long);
+        assert_eq!(bounded(&[Other("passed over", EntryType::Fifo, &[0; 5000])]), too_long);
+        assert_eq!(bounded(&[Other("record", EntryType::GNULongName, &[b'x'; 5000])]), too_long);
+        let many = [Directory("a"), Directory("b"), Directory("c"), Directory("d")];
+        assert_eq!(bounded(&many), Err("the archive holds more than 3 entries".into()));
+        let records = packed(&[Other("record", EntryType::GNULongName, &vec![b'x'; 2 << 20]), Content("a", b"")]);
+        assert_eq!(records.expect_err("too long"), "the archive cannot be read");
+        let name = "n".repeat(5000);
+        let named = packed(&[Other("record", EntryType::GNULongName, name.as_bytes()), Content("a", b"")]);
+        assert!(named.expect_err("too long").starts_with("illegal filepath in archive: `nnn"));
     }
 
     #[test]
     fn a_broken_archive_is_an_error() {
-        let dir = tempfile::tempdir().expect("a directory");
         let whole = archive(&[Content("a", &[7; 5000])]);
-        for bytes in [&b"no gzip"[..], &whole[..whole.len() / 2]] {
-            assert!(unpack(bytes, dir.path(), false, Bounds::default()).is_err());
+        for bytes in [&b"no gzip"[..], &whole[..whole.len() / 2], b""] {
+            assert_eq!(read_bytes(bytes, Bounds::default()).expect_err("broken"), "the archive cannot be read");
         }
     }
 }

@@ -9,6 +9,7 @@ use pinion::registry::cache::{Cache, Freshness};
 use pinion::registry::store::Store;
 use pinion::registry::{Access, Client, Limits, RegistriesConfig, TagSource};
 use pinion::resolve::{Question, Resolver, Settings};
+use pinion::telemetry::Hits;
 
 use crate::support::driver::entries;
 use crate::support::registry::{FakeRegistry, Image, Route};
@@ -31,7 +32,7 @@ impl Fixture {
         let config = RegistriesConfig::parse(&entries(&self.registry, more), std::path::Path::new("registries.conf"))
             .expect("a configuration");
         let limits = Limits { docker_config: None, ..Limits::default() };
-        Cache::new(Client::new(config, limits), self.store(), freshness)
+        Cache::new(Client::new(config, limits), self.store(), freshness, Hits::default())
     }
 
     fn resolver(&self, freshness: Freshness) -> Resolver<Client> {
@@ -72,7 +73,7 @@ async fn equal_questions_are_asked_once_and_keep_their_spelling() {
     fixture.registry.tags("library/nginx", ["1.27.0"]);
     let questions =
         [question("nginx", "semver"), question("docker.io/library/nginx", "semver"), question("nginx", "alphabetical")];
-    let pins = fixture.resolver(Freshness::default()).resolve(&questions).await;
+    let pins = fixture.resolver(Freshness::default()).resolve(&questions, None).await;
     let names: Vec<String> = pins.into_iter().map(|pin| pin.expect("a pin").repository.text().to_owned()).collect();
     assert_eq!(names, ["nginx", "docker.io/library/nginx", "nginx"]);
     assert_eq!(fixture.registry.count(Route::Tags), 1);
@@ -86,7 +87,7 @@ async fn one_more_build_costs_three_requests() {
         fixture.registry.push_built("acme/web", &format!("build-{n}"), &format!("2026-01-01T00:00:{n:02}Z"));
     }
     let ask = async || {
-        let pins = fixture.resolver(NEVER).resolve(&[question("ghcr.io/acme/web", "newest-build")]).await;
+        let pins = fixture.resolver(NEVER).resolve(&[question("ghcr.io/acme/web", "newest-build")], None).await;
         pins.into_iter().next().expect("one").expect("a pin").pinned.to_string()
     };
     assert_eq!(ask().await, "build-59");
@@ -103,7 +104,7 @@ async fn a_moved_tag_is_noticed_when_its_digest_is_stale() {
     fixture.registry.push_built("acme/web", "b", "2026-01-02T00:00:00Z");
     let stale = Freshness { tags: Duration::ZERO, digests: Duration::ZERO };
     let ask = async || {
-        let pins = fixture.resolver(stale).resolve(&[question("ghcr.io/acme/web", "newest-build")]).await;
+        let pins = fixture.resolver(stale).resolve(&[question("ghcr.io/acme/web", "newest-build")], None).await;
         pins.into_iter().next().expect("one").expect("a pin").pinned.to_string()
     };
     assert_eq!(ask().await, "b");
@@ -126,7 +127,7 @@ async fn an_index_counts_for_the_platform_that_is_asked_for() {
         ..PolicySettings::default()
     };
     arm.policy = Policy::parse(&settings, Notation::Placeholder).expect("a policy");
-    let pins = fixture.resolver(NEVER).resolve(&[question("ghcr.io/acme/web", "newest-build"), arm]).await;
+    let pins = fixture.resolver(NEVER).resolve(&[question("ghcr.io/acme/web", "newest-build"), arm], None).await;
     let tags: Vec<String> = pins.into_iter().map(|pin| pin.expect("a pin").pinned.to_string()).collect();
     assert_eq!(tags, ["a", "b"]);
 }
@@ -146,7 +147,7 @@ async fn the_epoch_of_a_reproducible_build_is_no_date() {
         "annotated",
         epoch().annotation("org.opencontainers.image.created", "2026-03-01T00:00:00Z"),
     );
-    let pins = fixture.resolver(NEVER).resolve(&[question("ghcr.io/acme/web", "newest-build")]).await;
+    let pins = fixture.resolver(NEVER).resolve(&[question("ghcr.io/acme/web", "newest-build")], None).await;
     assert_eq!(pins[0].as_ref().expect("a pin").pinned.to_string(), "annotated");
 }
 

@@ -129,7 +129,7 @@ pub fn messages(archive: &[u8], path: &str, environment: &[(String, String)], ch
         size: i64::try_from(archive.len()).expect("it fits"),
         env: environment.iter().map(|(name, value)| EnvEntry { name: name.clone(), value: value.clone() }).collect(),
     };
-    let chunks = archive.chunks(chunk).map(|chunk| Part::File(File { chunk: chunk.to_vec() }));
+    let chunks = archive.chunks(chunk).map(|chunk| Part::File(File { chunk: chunk.to_vec().into() }));
     std::iter::once(Part::Metadata(metadata)).chain(chunks).map(|part| AppStreamRequest { request: Some(part) }).collect()
 }
 

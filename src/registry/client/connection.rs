@@ -137,6 +137,7 @@ impl Connection {
             let permit = self.permits.acquire().await.expect("the semaphore is never closed");
             let outcome = self.send(&client, request).await;
             drop(permit);
+            self.limits.requests.count(&registry, outcome.as_ref().ok().map(|reply| reply.status.as_u16()));
             let (error, wait) = match outcome {
                 Ok(reply) => match passing(reply.status) {
                     None => return Ok(reply),

@@ -1,0 +1,198 @@
+//! Where renders run: on threads of their own, a bounded number at a time, in the order in which they came.
+//!
+//! A render reads files and parses YAML without a pause; on the server's own threads it would keep deadlines and probes waiting.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// How much of the typical time the last render decides.
+const WEIGHT: u64 = 8;
+
+/// Threads, and turns on them.
+#[derive(Debug)]
+pub struct Renders {
+    /// Always there until it is dropped.
+    runtime: Option<Runtime>,
+    turns: Semaphore,
+    at_once: usize,
+    /// How long a render holds its turn, lately, in microseconds.
+    typical: AtomicU64,
+    /// For the metrics: renders that wait, and that run.
+    pub gauges: Gauges,
+}
+
+/// The queue as numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Gauges {
+    pub waiting: Gauge,
+    pub running: Gauge,
+}
+
+/// Why a render did not run to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotRun {
+    /// Those before it would take longer than its caller waits.
+    #[error("{ahead} renders wait before this one, which take {} together: the caller does not wait so long", humantime::format_duration(rounded(*expected)))]
+    TooLate { ahead: usize, expected: Duration },
+    #[error("the render broke off; the server's log says more")]
+    BrokeOff,
+}
+
+fn rounded(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Renders {
+    /// Threads for so many renders at a time.
+    ///
+    /// # Errors
+    ///
+    /// When threads cannot be started.
+    pub fn new(at_once: usize) -> io::Result<Self> {
+        let runtime = Builder::new_multi_thread().worker_threads(at_once).thread_name("render").enable_all().build()?;
+        Ok(Self {
+            runtime: Some(runtime),
+            turns: Semaphore::new(at_once),
+            at_once,
+            typical: AtomicU64::new(0),
+            gauges: Gauges::default(),
+        })
+    }
+
+    /// Runs work when its turn has come. Dropping the future ends the work where it next waits for something.
+    ///
+    /// # Errors
+    ///
+    /// [`NotRun`], at once when the turn would come after the deadline.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        deadline: Option<Instant>,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, NotRun> {
+        let waiting = Counted::new(&self.gauges.waiting);
+        if let Some(late) = self.late(deadline) {
+            return Err(late);
+        }
+        let turn = self.turns.acquire().await.map_err(|_| NotRun::BrokeOff)?;
+        drop(waiting);
+        let _running = Counted::new(&self.gauges.running);
+        let started = Instant::now();
+        let mut tasks = JoinSet::new();
+        let runtime = self.runtime.as_ref().expect("it is there until the end");
+        tasks.spawn_on(work, runtime.handle());
+        let done = tasks.join_next().await;
+        self.learn(started.elapsed());
+        drop(turn);
+        match done {
+            Some(Ok(done)) => Ok(done),
+            Some(Err(error)) => {
+                tracing::error!(%error, "a render broke off");
+                Err(NotRun::BrokeOff)
+            }
+            None => Err(NotRun::BrokeOff),
+        }
+    }
+
+    /// Can the one that came last not be served in time?
+    fn late(&self, deadline: Option<Instant>) -> Option<NotRun> {
+        let left = deadline?.saturating_duration_since(Instant::now());
+        let ahead = usize::try_from(self.gauges.waiting.get() - 1).unwrap_or(0);
+        if self.turns.available_permits() > 0 {
+            return None;
+        }
+        let rounds = u32::try_from(ahead / self.at_once + 1).unwrap_or(u32::MAX);
+        let expected = Duration::from_micros(self.typical.load(Ordering::Relaxed)).saturating_mul(rounds);
+        (expected > left).then_some(NotRun::TooLate { ahead, expected })
+    }
+
+    fn learn(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let learnt = |typical: u64| match typical {
+            0 => took,
+            typical => typical - typical / WEIGHT + took / WEIGHT,
+        };
+        let _ = self.typical.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |typical| Some(learnt(typical)));
+    }
+}
+
+impl Drop for Renders {
+    fn drop(&mut self) {
+        // Waiting for its threads is not allowed where the server runs.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Counts one up until it is dropped: also when its caller goes away.
+struct Counted<'a>(&'a Gauge);
+
+impl<'a> Counted<'a> {
+    fn new(gauge: &'a Gauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn soon(milliseconds: u64) -> Option<Instant> {
+        Some(Instant::now() + Duration::from_millis(milliseconds))
+    }
+
+    #[tokio::test]
+    async fn who_cannot_be_served_in_time_is_told_at_once() {
+        let renders = Arc::new(Renders::new(1).expect("threads"));
+        let nap = |time| tokio::time::sleep(Duration::from_millis(time));
+        // Nothing is known yet, so nobody is refused.
+        renders.run(soon(5000), nap(400)).await.expect("it runs");
+        let busy = Arc::clone(&renders);
+        let first = tokio::spawn(async move { busy.run(None, nap(400)).await });
+        while renders.turns.available_permits() > 0 {
+            nap(5).await;
+        }
+        let asked = Instant::now();
+        let refused = renders.run(soon(100), nap(0)).await.expect_err("too late");
+        assert!(matches!(refused, NotRun::TooLate { ahead: 0, .. }), "{refused}");
+        assert!(asked.elapsed() < Duration::from_millis(100));
+        renders.run(soon(60_000), nap(0)).await.expect("it has time");
+        first.await.expect("it ends").expect("it ran");
+    }
+
+    #[tokio::test]
+    async fn what_is_dropped_ends_and_gives_its_turn_back() {
+        let renders = Renders::new(1).expect("threads");
+        let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+        let endless = renders.run(None, async move {
+            let _held = sender;
+            std::future::pending::<()>().await;
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(50), endless).await.is_err());
+        assert!(receiver.await.is_err(), "what the work held is dropped");
+        assert_eq!(renders.run(None, async { 7 }).await, Ok(7));
+        assert_eq!((renders.gauges.waiting.get(), renders.gauges.running.get()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_one_failed_render() {
+        let renders = Renders::new(1).expect("threads");
+        let panicking = async { assert!(std::hint::black_box(false), "on purpose") };
+        assert_eq!(renders.run(None, panicking).await, Err(NotRun::BrokeOff));
+        assert_eq!(renders.run(None, async { 7 }).await, Ok(7));
+    }
+}
