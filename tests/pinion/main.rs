@@ -13,6 +13,7 @@ mod cases;
 mod cli;
 mod examples;
 mod faults;
+mod order;
 mod parity;
 mod peers;
 mod purity;
