@@ -67,7 +67,7 @@ fn candidates(now: Timestamp) -> Vec<Candidate> {
         let images = images.map(|(_, platform)| Built { platform: platform.clone(), created: Some(created) }).collect();
         let name = if serial == 0 { "latest".to_owned() } else { tag(serial) };
         let digest = Some(Digest::of(name.as_bytes()));
-        Candidate { tag: name.parse::<Tag>().expect("a tag"), facts: Some(Facts { digest, images }) }
+        Candidate { tag: name.parse::<Tag>().expect("a tag"), facts: Some(Facts { digest, images }), position: None }
     };
     (0..TAGS).map(candidate).collect()
 }
@@ -96,8 +96,9 @@ fn policy(words: &str) -> Policy {
 fn constraint() {
     const TIMES: usize = 10_000;
     let now = Timestamp::UNIX_EPOCH;
-    let tags: Vec<Candidate> =
-        ["1.4.2", "1.5.0", "2.0.0-rc.1"].map(|tag| Candidate { tag: tag.parse().expect("a tag"), facts: None }).to_vec();
+    let tags: Vec<Candidate> = ["1.4.2", "1.5.0", "2.0.0-rc.1"]
+        .map(|tag| Candidate { tag: tag.parse().expect("a tag"), facts: None, position: None })
+        .to_vec();
     let mut rows = vec![["constraint", "parse", "parse and select of 3"].map(str::to_owned)];
     for text in ["~1.4", ">=1.2.0-0 <2 || 3.x, !=3.1.4"] {
         let settings = Settings { constraint: Some(text.to_owned()), ..Settings::default() };

@@ -103,6 +103,9 @@ pub struct Considered {
     pub tags: usize,
     pub permitted: usize,
     pub rejected: Vec<Rejected>,
+    /// Was the time of building told by the order of the registry's listing (`tagsortmode`)?
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub by_registry_order: bool,
 }
 
 /// One step of a choice.
@@ -121,7 +124,12 @@ impl From<&Funnel> for Considered {
             tags: step.rejected,
             examples: step.examples.iter().map(ToString::to_string).collect(),
         };
-        Self { tags: funnel.total, permitted: funnel.permitted, rejected: funnel.steps.iter().map(step).collect() }
+        Self {
+            tags: funnel.total,
+            permitted: funnel.permitted,
+            rejected: funnel.steps.iter().map(step).collect(),
+            by_registry_order: funnel.by_position,
+        }
     }
 }
 
@@ -133,7 +141,9 @@ impl fmt::Display for Considered {
             let more = if step.tags > step.examples.len() { ", …" } else { "" };
             write!(f, "\n{:>7} {}: {}{more}", format!("-{}", step.tags), step.because, step.examples.join(", "))?;
         }
-        write!(f, "\n{:>7} permitted", self.permitted)
+        let order =
+            if self.by_registry_order && self.permitted > 0 { ", newest by the order of the registry's listing" } else { "" };
+        write!(f, "\n{:>7} permitted{order}", self.permitted)
     }
 }
 
@@ -301,6 +311,22 @@ mod tests {
         let mut other_order = pins.to_vec();
         other_order.reverse();
         assert_eq!(lock(&other_order), text);
+    }
+
+    #[test]
+    fn what_was_considered_says_by_whose_order() {
+        for (text, shown) in [
+            (r#"{"tags":2,"permitted":2,"rejected":[]}"#, "      2 tags\n      2 permitted"),
+            (
+                r#"{"tags":2,"permitted":2,"rejected":[],"byRegistryOrder":true}"#,
+                "      2 tags\n      2 permitted, newest by the order of the registry's listing",
+            ),
+            (r#"{"tags":0,"permitted":0,"rejected":[],"byRegistryOrder":true}"#, "      0 tags\n      0 permitted"),
+        ] {
+            let considered: Considered = serde_json::from_str(text).expect("own form");
+            assert_eq!(serde_json::to_string(&considered).expect("own form"), text);
+            assert_eq!(considered.to_string(), shown);
+        }
     }
 
     #[test]

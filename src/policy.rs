@@ -81,7 +81,7 @@ pub struct Policy {
 pub enum Strategy {
     /// The greatest version that the constraint permits.
     Semver(Constraint),
-    /// The image that was created last.
+    /// The image that was created last, by its own record or by the [`Candidate::position`] of its tag.
     NewestBuild,
     /// The greatest text by bytes, or the least.
     Alphabetical(Order),
@@ -184,7 +184,8 @@ impl Policy {
         Ok(Self { strategy, allow, ignore, extract, platforms, min_age, with_digest: settings.with_digest, fallback })
     }
 
-    /// The policy with these platforms where it names none, if its strategy reads metadata anyway (`newest-build`).
+    /// The policy with these platforms where it names none, if its strategy reads metadata anyway (`newest-build`). Not for tags that
+    /// have a position: of those none is read.
     #[must_use]
     pub fn with_default_platforms(mut self, platforms: &[Platform]) -> Self {
         if self.platforms.is_empty() && self.strategy == Strategy::NewestBuild {
@@ -214,9 +215,11 @@ impl Policy {
         self.with_digest || matches!(self.strategy, Strategy::Digest(_))
     }
 
-    /// Does choosing need manifests and configurations, not only names and digests?
-    pub fn reads_metadata(&self) -> bool {
-        matches!(self.strategy, Strategy::NewestBuild) || self.min_age.is_some() || !self.platforms.is_empty()
+    /// Does choosing need manifests and configurations, not only names and digests? It depends on whether the tags have a
+    /// [`Candidate::position`].
+    pub fn reads_metadata(&self, have_positions: bool) -> bool {
+        let ranks_by_date = self.strategy == Strategy::NewestBuild && !have_positions;
+        ranks_by_date || self.min_age.is_some() || !self.platforms.is_empty()
     }
 
     /// The tag for the caller to use when nothing is permitted.

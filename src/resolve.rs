@@ -21,7 +21,7 @@ use crate::pin::{Considered, Freshness, Pin, Pinned};
 use crate::policy::{Built, Candidate, Facts, NoMatch, Policy, Selection, Strategy};
 use crate::registry::cache::{Cache, Remembered, is_fresh};
 use crate::registry::store::{Store, StoredPin};
-use crate::registry::{Access, Content, Manifest, RegistryError, TagSource, Target};
+use crate::registry::{Access, Content, Listed, Manifest, RegistryError, TagSource, Target};
 use crate::telemetry::Layer;
 
 /// Tags of one question that are looked into at a time.
@@ -262,8 +262,14 @@ impl<S: TagSource> Asking<S> {
     }
 
     /// A tag's facts. None if it is listed but gone, unless it is the tag that is followed.
-    async fn looked_up(&self, question: &Question, policy: &Policy, tag: Tag) -> Result<(Tag, Option<Facts>), RegistryError> {
-        match self.facts(question, policy, &tag).await {
+    async fn looked_up(
+        &self,
+        question: &Question,
+        policy: &Policy,
+        is_ordered: bool,
+        tag: Tag,
+    ) -> Result<(Tag, Option<Facts>), RegistryError> {
+        match self.facts(question, policy, is_ordered, &tag).await {
             Err(RegistryError::NotFound { what }) if !matches!(policy.strategy(), Strategy::Digest(_)) => {
                 tracing::warn!(%what, "a tag is listed but is gone");
                 Ok((tag, None))
@@ -290,6 +296,13 @@ impl<S: TagSource> Asking<S> {
         self.blocking(stored, Store::keep).await;
     }
 
+    /// The question's policy, with the operator's platforms where dates are read. Where the registry's order tells which tag is newer,
+    /// nothing is read that the question does not ask for.
+    fn policy(&self, question: &Question, is_ordered: bool) -> Policy {
+        let policy = question.policy.clone();
+        if is_ordered { policy } else { policy.with_default_platforms(&self.settings.platforms) }
+    }
+
     /// Chooses from fresh data.
     async fn choose(&self, question: &Question) -> Result<(Selection, Timestamp), ResolveError> {
         let name = question.name();
@@ -297,16 +310,13 @@ impl<S: TagSource> Asking<S> {
         let listing = self.cache.dated_tags(&question.repository, &question.access).await.map_err(&failed)?;
         // Google's registries say in the listing when each image was built, but not for which platform.
         let is_dated = question.policy.platforms().is_empty() && listing.value.tags.iter().all(|listed| listed.created.is_some());
-        let policy = if is_dated {
-            question.policy.clone()
-        } else {
-            question.policy.clone().with_default_platforms(&self.settings.platforms)
-        };
+        let is_ordered = listing.value.is_ordered();
+        let policy = if is_dated { question.policy.clone() } else { self.policy(question, is_ordered) };
         let mut candidates: Vec<Candidate> = Vec::with_capacity(listing.value.tags.len());
         candidates.extend(listing.value.tags.iter().map(|listed| {
             let images = vec![Built { platform: None, created: listed.created }];
             let facts = is_dated.then(|| Facts { digest: listed.digest.clone(), images });
-            Candidate { tag: listed.tag.clone(), facts }
+            Candidate { tag: listed.tag.clone(), facts, position: listed.position }
         }));
         let now = Timestamp::now();
         loop {
@@ -320,7 +330,7 @@ impl<S: TagSource> Asking<S> {
                     .map(|selection| (selection, listing.at))
                     .map_err(|source| ResolveError::NoMatch { question: name, source });
             }
-            let lookups: Vec<_> = wanted.into_iter().map(|tag| self.looked_up(question, &policy, tag)).collect();
+            let lookups: Vec<_> = wanted.into_iter().map(|tag| self.looked_up(question, &policy, is_ordered, tag)).collect();
             let found: Vec<(Tag, Option<Facts>)> =
                 stream::iter(lookups).buffer_unordered(AT_ONCE).try_collect().await.map_err(&failed)?;
             let (found, gone) = found.into_iter().partition::<Vec<_>, _>(|(_, facts)| facts.is_some());
@@ -336,9 +346,9 @@ impl<S: TagSource> Asking<S> {
     }
 
     /// What must be known of a tag.
-    async fn facts(&self, question: &Question, policy: &Policy, tag: &Tag) -> Result<Facts, RegistryError> {
+    async fn facts(&self, question: &Question, policy: &Policy, is_ordered: bool, tag: &Tag) -> Result<Facts, RegistryError> {
         let Question { repository, access, .. } = question;
-        if !policy.reads_metadata() {
+        if !policy.reads_metadata(is_ordered) {
             return Ok(Facts { digest: Some(self.cache.digest(repository, tag, access).await?), images: Vec::new() });
         }
         let manifest = self.cache.manifest(repository, &Target::Tag(tag.clone()), access).await?;
@@ -376,9 +386,10 @@ impl<S: TagSource> Asking<S> {
     async fn remember(&self, question: &Question, reason: &str) -> Option<Pin> {
         let Question { repository, access, .. } = question;
         let listing = self.cache.last_tags(repository, access).await?;
-        let policy = question.policy.clone().with_default_platforms(&self.settings.platforms);
-        let mut candidates: Vec<Candidate> =
-            listing.value.tags.iter().map(|listed| Candidate { tag: listed.tag.clone(), facts: None }).collect();
+        let is_ordered = listing.value.is_ordered();
+        let policy = self.policy(question, is_ordered);
+        let candidate = |listed: &Listed| Candidate { tag: listed.tag.clone(), facts: None, position: listed.position };
+        let mut candidates: Vec<Candidate> = listing.value.tags.iter().map(candidate).collect();
         let now = Timestamp::now();
         loop {
             let wanted = policy.wanted(&candidates, now);
@@ -389,7 +400,7 @@ impl<S: TagSource> Asking<S> {
             }
             let mut found = Vec::new();
             for tag in wanted {
-                let facts = self.remembered_facts(question, &policy, &tag).await?;
+                let facts = self.remembered_facts(question, &policy, is_ordered, &tag).await?;
                 found.push((tag, facts));
             }
             if !fill(&mut candidates, found) {
@@ -398,10 +409,10 @@ impl<S: TagSource> Asking<S> {
         }
     }
 
-    async fn remembered_facts(&self, question: &Question, policy: &Policy, tag: &Tag) -> Option<Facts> {
+    async fn remembered_facts(&self, question: &Question, policy: &Policy, is_ordered: bool, tag: &Tag) -> Option<Facts> {
         let Question { repository, access, .. } = question;
         let remembered = Remembered(&self.cache);
-        if !policy.reads_metadata() {
+        if !policy.reads_metadata(is_ordered) {
             return Some(Facts { digest: Some(remembered.digest(repository, tag, access).await?), images: Vec::new() });
         }
         let manifest = remembered.manifest(repository, tag, access).await?;

@@ -146,5 +146,5 @@ fn read(input: impl BufRead) -> anyhow::Result<Vec<Candidate>> {
     if dropped > 0 {
         tracing::warn!(dropped, "names that are not legal tags were dropped");
     }
-    Ok(found.into_iter().map(|(tag, facts)| Candidate { tag, facts }).collect())
+    Ok(found.into_iter().map(|(tag, facts)| Candidate { tag, facts, position: None }).collect())
 }

@@ -7,7 +7,7 @@
 //!
 //! Facts cost requests to the registry, so they are asked for late: about all that is left for `newest-build`, which ranks by them; about
 //! the best few at a time for the other strategies, and only if platforms or an age are asked for. A candidate is never passed over
-//! because its facts are unknown.
+//! because its facts are unknown. Where tags have a position in time, `newest-build` ranks by that and is like the other strategies.
 
 use std::cmp::Ordering;
 
@@ -37,6 +37,7 @@ enum Rank {
     Version(Version),
     Decimal(Decimal),
     Created(Timestamp),
+    Position(u32),
 }
 
 impl Entry<'_> {
@@ -58,6 +59,10 @@ impl Entry<'_> {
             (Rank::Version(a), Rank::Version(b)) => a.cmp_precedence(b),
             (Rank::Decimal(a), Rank::Decimal(b)) => a.cmp(b),
             (Rank::Created(a), Rank::Created(b)) => a.cmp(b),
+            (Rank::Position(a), Rank::Position(b)) => a.cmp(b),
+            // No listing has positions for some of its tags. The order is total all the same.
+            (Rank::Position(_), _) => Ordering::Greater,
+            (_, Rank::Position(_)) => Ordering::Less,
             _ => Ordering::Equal,
         }
     }
@@ -129,18 +134,21 @@ impl Policy {
         self.filter_names(&mut funnel, &mut entries, &mut near_miss);
         self.apply_strategy(&mut funnel, &mut entries, &mut near_miss);
         if self.strategy == Strategy::NewestBuild {
-            let missing: Vec<Tag> =
-                entries.iter().filter(|e| e.candidate.facts.is_none()).map(|e| e.candidate.tag.clone()).collect();
+            funnel.by_position = !entries.is_empty() && !entries.iter().any(|e| self.ranks_by_date(e.candidate));
+            let unknown = |e: &&Entry| self.ranks_by_date(e.candidate) && e.candidate.facts.is_none();
+            let missing: Vec<Tag> = entries.iter().filter(unknown).map(|e| e.candidate.tag.clone()).collect();
             if !missing.is_empty() {
                 funnel.permitted = entries.len();
                 return Outcome { funnel, winner: None, next: None, missing, near_miss };
             }
             for reason in [Reason::Platform, Reason::Undated, Reason::Young] {
-                funnel.sift(&mut entries, || self.describe(reason), |e| !self.judge(e.candidate, now).is(reason));
+                let suits = |e: &mut Entry| !self.ranks_by_date(e.candidate) || !self.judge(e.candidate, now).is(reason);
+                funnel.sift(&mut entries, || self.describe(reason), suits);
             }
             for entry in &mut entries {
-                if let Some(created) = entry.candidate.facts.as_ref().and_then(|facts| self.created(facts)) {
-                    entry.rank = Rank::Created(created);
+                let created = || entry.candidate.facts.as_ref().and_then(|facts| self.created(facts));
+                if let Some(rank) = entry.candidate.position.map(Rank::Position).or_else(|| created().map(Rank::Created)) {
+                    entry.rank = rank;
                 }
             }
         }
@@ -255,8 +263,13 @@ impl Policy {
         Outcome { funnel, winner, next, missing, near_miss }
     }
 
+    /// Is this candidate's time of building what it is ranked by?
+    fn ranks_by_date(&self, candidate: &Candidate) -> bool {
+        self.strategy == Strategy::NewestBuild && candidate.position.is_none()
+    }
+
     fn judge(&self, candidate: &Candidate, now: Timestamp) -> Verdict {
-        let dated = self.min_age.is_some() || self.strategy == Strategy::NewestBuild;
+        let dated = self.min_age.is_some() || self.ranks_by_date(candidate);
         if !dated && self.platforms.is_empty() {
             return Verdict::Accepted;
         }

@@ -12,6 +12,9 @@ pub struct Candidate {
     pub tag: Tag,
     /// None: not asked yet.
     pub facts: Option<Facts>,
+    /// Its place in time among the tags, the oldest first, where the registry lists them so. Such a place stands for the time of
+    /// building wherever tags are ranked by that. None: the registry's order says nothing.
+    pub position: Option<u32>,
 }
 
 /// What a tag points at.
@@ -55,6 +58,8 @@ pub struct Funnel {
     pub steps: Vec<Step>,
     /// How many are left. Where one that suits is enough, those that rank below it were not examined and count as permitted.
     pub permitted: usize,
+    /// Were those ranked by their [`Candidate::position`], and not by the time of building?
+    pub by_position: bool,
 }
 
 /// One step of a [`Funnel`].

@@ -224,14 +224,17 @@ impl TagSource for Client {
     /// The name of the credential that would be used, without reading it: `anonymous`, `env:GHCR`, `docker-config:ghcr.io`. Stable, and
     /// free of secrets: a cache key. An application's own has `application/` before it, so that it never meets what the operator's read.
     ///
-    /// Two more things that make a difference to the answer are in it: `@` and the host, where an image without a registry goes to
-    /// another registry than its canonical name says; and `unusable`, where there is a credential that can't be read.
+    /// Three more things that make a difference to the answer are in it: `@` and the host, where an image without a registry goes to
+    /// another registry than its canonical name says; `unusable`, where there is a credential that can't be read; and the order of the
+    /// registry's listings before it all, so that what was learned or chosen by one order, or by none, is never taken for another's.
     fn identity(&self, repository: &Repository, access: &Access) -> String {
         let config = self.config();
         match config.route(repository) {
             Some(route) => {
                 let (identity, _) = self.credential(&config, &route, access);
-                if route.detour { format!("{identity}@{}", route.endpoint.authority()) } else { identity }
+                let order = route.endpoint.tag_order.map(|order| format!("{} ", order.as_str())).unwrap_or_default();
+                let host = if route.detour { format!("@{}", route.endpoint.authority()) } else { String::new() };
+                format!("{order}{identity}{host}")
             }
             None => "anonymous".to_owned(),
         }

@@ -12,12 +12,13 @@
 //!     credsexpire: 6h                     # default: until the registry refuses it
 //!     limit: 20                           # requests a second; 0 is no limit; default 100, Docker Hub 10
 //!     realms: ["https://sso.example.com"] # ours: token services on other hosts that may have the credential
-//!     # insecure, ca_file, ca_data, defaultns, default; ping and tagsortmode are accepted and have no effect
+//!     tagsortmode: latest-first           # tags are listed in order of time; or latest-last; default: none
+//!     # insecure, ca_file, ca_data, defaultns, default; ping is accepted and has no effect
 //! ```
 //!
-//! Two habits of Image Updater are not kept: an entry without `limit` is limited, as its manual says (its code doesn't), and an entry
-//! for `docker.io` also applies to images without a registry when it doesn't say `default: true`.
-//! `tagsortmode` let the order of a listing stand in for the time of building; we read the time itself, so it changes nothing.
+//! Three habits of Image Updater are not kept: an entry without `limit` is limited, as its manual says (its code doesn't), an entry
+//! for `docker.io` also applies to images without a registry when it doesn't say `default: true`, and `tagsortmode` takes nothing from
+//! the strategy `digest`, which has no digest there.
 
 mod raw;
 
@@ -78,12 +79,30 @@ pub struct Endpoint {
     pub(super) ca_file: Option<PathBuf>,
     pub(super) ca_data: Option<String>,
     pub(super) default_namespace: Option<String>,
+    /// [`None`]: the order of its listings says nothing.
+    pub(super) tag_order: Option<TagOrder>,
     /// Requests a second; [`None`] is no limit.
     pub(super) limit: Option<NonZeroU32>,
     pub(super) realms: Vec<Url>,
     /// Did the operator write this entry? If not, it was inferred from an image's name.
     pub(super) declared: bool,
     default: bool,
+}
+
+/// In which order of time a registry lists its tags: `tagsortmode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TagOrder {
+    LatestFirst,
+    LatestLast,
+}
+
+impl TagOrder {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::LatestFirst => "latest-first",
+            Self::LatestLast => "latest-last",
+        }
+    }
 }
 
 impl Endpoint {
@@ -101,6 +120,7 @@ impl Endpoint {
             ca_file: None,
             ca_data: None,
             default_namespace: None,
+            tag_order: None,
             limit: default_limit(hub),
             realms: Vec::new(),
             declared: false,

@@ -2,7 +2,7 @@
 //!
 //! Bytes go in, sorted and distinct legal tags come out. What is no tag by the OCI grammar is counted and forgotten.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use jiff::Timestamp;
@@ -16,7 +16,7 @@ use crate::image::{Digest, Tag};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, try_from = "Stored")]
 pub struct Listing {
-    /// Sorted by the tags' bytes, distinct.
+    /// Sorted by the tags' bytes, distinct. All of them have a position, or none.
     pub tags: Vec<Listed>,
     /// How many distinct names were left out because they are not legal tags.
     pub dropped: usize,
@@ -34,6 +34,17 @@ pub struct Listed {
     /// When the image was built. Only Google's registries send it (`timeCreatedMs`); [`None`] where they send the epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<Timestamp>,
+    /// Its place in time among the tags, the oldest first, as the order of the registry's list tells it. Only where `registries.conf`
+    /// says that this order means something (`tagsortmode`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<u32>,
+}
+
+impl Listing {
+    /// Does the registry's order say which tag is newer?
+    pub fn is_ordered(&self) -> bool {
+        self.tags.first().is_some_and(|listed| listed.position.is_some())
+    }
 }
 
 /// A listing as it was stored, before its order is checked.
@@ -48,11 +59,15 @@ impl TryFrom<Stored> for Listing {
     type Error = &'static str;
 
     fn try_from(stored: Stored) -> Result<Self, &'static str> {
-        if stored.tags.is_sorted_by(|a, b| a.tag < b.tag) {
-            Ok(Self { tags: stored.tags, dropped: stored.dropped })
-        } else {
-            Err("the tags are not sorted and distinct")
+        if !stored.tags.is_sorted_by(|a, b| a.tag < b.tag) {
+            return Err("the tags are not sorted and distinct");
         }
+        let positions: HashSet<u32> = stored.tags.iter().filter_map(|listed| listed.position).collect();
+        let is_ordered = stored.tags.iter().any(|listed| listed.position.is_some());
+        if is_ordered && positions.len() != stored.tags.len() {
+            return Err("the tags have not each a position of its own");
+        }
+        Ok(Self { tags: stored.tags, dropped: stored.dropped })
     }
 }
 
@@ -279,15 +294,25 @@ mod tests {
 
     #[test]
     fn stored_listings_are_read_strictly() {
-        let text = r#"{"tags":[{"tag":"1"},{"tag":"2","created":"2024-01-01T00:00:00Z"}],"dropped":1}"#;
-        let listing: Listing = serde_json::from_str(text).expect("a listing");
-        assert_eq!(serde_json::to_string(&listing).expect("json"), text);
+        for (text, is_ordered) in [
+            (r#"{"tags":[{"tag":"1"},{"tag":"2","created":"2024-01-01T00:00:00Z"}],"dropped":1}"#, false),
+            (r#"{"tags":[{"tag":"1","position":1},{"tag":"2","position":0}],"dropped":0}"#, true),
+            (r#"{"tags":[],"dropped":0}"#, false),
+        ] {
+            let listing: Listing = serde_json::from_str(text).expect("a listing");
+            assert_eq!(serde_json::to_string(&listing).expect("json"), text);
+            assert_eq!(listing.is_ordered(), is_ordered, "{text}");
+        }
         for text in [
             r#"{"tags":[{"tag":"2"},{"tag":"1"}],"dropped":0}"#,
             r#"{"tags":[{"tag":"1"},{"tag":"1"}],"dropped":0}"#,
             r#"{"tags":[{"tag":"a b"}],"dropped":0}"#,
             r#"{"tags":[{"tag":"1","digest":"sha256:00"}],"dropped":0}"#,
             r#"{"tags":[{"tag":"1","x":1}],"dropped":0}"#,
+            r#"{"tags":[{"tag":"1","position":0},{"tag":"2"}],"dropped":0}"#,
+            r#"{"tags":[{"tag":"1"},{"tag":"2","position":0}],"dropped":0}"#,
+            r#"{"tags":[{"tag":"1","position":0},{"tag":"2","position":0}],"dropped":0}"#,
+            r#"{"tags":[{"tag":"1","position":-1}],"dropped":0}"#,
             r#"{"tags":[],"dropped":0,"x":1}"#,
             r#"{"tags":[]}"#,
         ] {

@@ -44,12 +44,13 @@ prop_compose! {
     fn any_candidate()(
         name in "(v?[0-2](\\.[01]){0,2}(-(a|rc1|rc\\.2))?|latest|main-[a-c])",
         images in prop::collection::vec((prop::option::of(prop::bool::ANY), prop::option::of(994i64..1002)), 0..3),
+        position in prop::option::of(0u32..4),
     ) -> Candidate {
         let platform = |arm| if arm { "linux/arm64" } else { "linux/amd64" };
         let images: Vec<String> = images.into_iter()
             .map(|(arm, hours)| format!("{}@{}", arm.map_or("?", platform), hours.map_or("?".into(), |hours| hours.to_string())))
             .collect();
-        built(&name, &images.iter().map(String::as_str).collect::<Vec<_>>())
+        Candidate { position, ..built(&name, &images.iter().map(String::as_str).collect::<Vec<_>>()) }
     }
 }
 

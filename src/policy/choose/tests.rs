@@ -19,7 +19,7 @@ pub(super) fn with(strategy: &str, constraint: &str, change: impl FnOnce(&mut Se
 }
 
 pub(super) fn bare(tags: &[&str]) -> Vec<Candidate> {
-    tags.iter().map(|text| Candidate { tag: tag(text), facts: None }).collect()
+    tags.iter().map(|text| Candidate { tag: tag(text), facts: None, position: None }).collect()
 }
 
 fn at(hours: i64) -> Timestamp {
@@ -35,7 +35,13 @@ pub(super) fn built(name: &str, images: &[&str]) -> Candidate {
         Built { platform: platform.parse().ok(), created: hours.parse().ok().map(at) }
     };
     let facts = Facts { digest: Some(Digest::of(name.as_bytes())), images: images.iter().map(image).collect() };
-    Candidate { tag: tag(name), facts: Some(facts) }
+    Candidate { tag: tag(name), facts: Some(facts), position: None }
+}
+
+/// Candidates as a registry lists them that has the oldest first.
+fn listed(candidates: Vec<Candidate>) -> Vec<Candidate> {
+    let at = |(position, candidate)| Candidate { position: Some(position), ..candidate };
+    (0..).zip(candidates).map(at).collect()
 }
 
 fn winner(policy: &Policy, candidates: &[Candidate]) -> String {
@@ -80,7 +86,7 @@ fn with_digest_asks_about_the_winner_alone() {
     let known = [bare(&["1.0"]), vec![built("1.1", &[])]].concat();
     assert_eq!(policy.wanted(&known, NOW), []);
     assert_eq!(policy.select(&known, NOW).expect("a selection").digest, Some(Digest::of(b"1.1")));
-    let undigested = [Candidate { tag: tag("1.1"), facts: Some(Facts { digest: None, images: vec![] }) }];
+    let undigested = [Candidate { tag: tag("1.1"), facts: Some(Facts { digest: None, images: vec![] }), position: None }];
     assert_eq!(policy.wanted(&undigested, NOW), [tag("1.1")]);
     assert!(policy.select(&undigested, NOW).is_err());
 }
@@ -115,6 +121,57 @@ fn newest_build_picks_the_newest_image_for_the_platforms() {
     let found = on("linux/arm64").select(&candidates, NOW).expect("a selection");
     assert_eq!(found.funnel.to_string(), "6 tags, 4 not built for `linux/arm64`, 1 without a creation date");
     assert_eq!((found.created, found.funnel.permitted), (Some(at(9)), 1));
+}
+
+#[test]
+fn a_position_stands_for_the_time_of_building() {
+    let tags = ["2.0", "main-b", "1.0", "main-a", "3.0-rc", "dev"];
+    let main = |settings: &mut Settings| settings.allow_tags = Some("^main-".into());
+    for (policy, picked, is_ranked) in [
+        (policy("newest-build", ""), "dev", true),
+        (with("newest-build", "", main), "main-a", true),
+        (policy("semver", ""), "2.0", false),
+        (policy("alphabetical", ""), "main-b", false),
+        (policy("alphabetical", "desc"), "1.0", false),
+        (policy("numerical", "desc"), "1.0", false),
+    ] {
+        let mut candidates = listed(bare(&tags));
+        for _ in 0..2 {
+            assert_eq!(policy.wanted(&candidates, NOW), [], "{policy}");
+            let found = policy.select(&candidates, NOW).expect("a selection");
+            assert_eq!((found.tag, found.created, found.funnel.by_position), (tag(picked), None, is_ranked), "{policy}");
+            candidates.reverse();
+        }
+    }
+    let same = [("a", 1), ("b", 1), ("c", 0)].map(|(name, at)| Candidate { position: Some(at), ..bare(&[name]).remove(0) });
+    assert_eq!(winner(&policy("newest-build", ""), &same), "b");
+    assert_eq!(policy("digest", "dev").wanted(&listed(bare(&tags)), NOW), [tag("dev")]);
+}
+
+/// What the registry's order does not tell is read, from the newest down.
+#[test]
+fn a_position_stands_for_nothing_else() {
+    let arm = with("newest-build", "", |settings| settings.platforms = vec!["linux/arm64".into()]);
+    let mut candidates = listed(bare(&["f", "e", "d", "c", "b", "a"]));
+    assert_eq!(arm.wanted(&candidates, NOW), ["a", "b", "c", "d"].map(tag));
+    candidates =
+        listed([bare(&["f", "e", "d"]), vec![built("c", &["linux/arm64@?"]), built("b", &[]), built("a", &[])]].concat());
+    assert_eq!(arm.wanted(&candidates, NOW), []);
+    let found = arm.select(&candidates, NOW).expect("a selection");
+    assert_eq!((found.tag, found.next, found.funnel.permitted), (tag("c"), Some(tag("d")), 4));
+    assert_eq!(found.funnel.to_string(), "6 tags, 2 not built for `linux/arm64`");
+
+    let aged = with("newest-build", "", |settings| settings.min_age = Some("2h".into()));
+    let dated = [("old", "?@1"), ("older", "?@0"), ("undated", "?@?"), ("young", "?@999")];
+    let candidates = listed(dated.iter().map(|(name, image)| built(name, &[image])).collect());
+    assert_eq!(aged.wanted(&listed(bare(&["1", "2"])), NOW), ["2", "1"].map(tag));
+    let found = aged.select(&candidates, NOW).expect("a selection");
+    assert_eq!((found.tag, found.created), (tag("older"), Some(at(0))), "the registry's order, and not the dates");
+
+    let pinned = with("newest-build", "", |settings| settings.with_digest = true);
+    assert_eq!(pinned.wanted(&listed(bare(&["1", "2"])), NOW), [tag("2")]);
+    let metadata = [&arm, &aged, &pinned].map(|policy| (policy.reads_metadata(false), policy.reads_metadata(true)));
+    assert_eq!(metadata, [(true, true), (true, true), (true, false)]);
 }
 
 #[test]

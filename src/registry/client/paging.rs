@@ -7,6 +7,9 @@
 //!
 //! What can't be read to its end is an error, never a shorter list.
 //!
+//! Where the registry lists in order of time (`tagsortmode`), each tag gets its position in the whole list. A tag that a later page
+//! repeats keeps its first one: a registry that starts again, or has moved its pages meanwhile, says nothing new about it.
+//!
 //! [specification]: https://github.com/opencontainers/distribution-spec/blob/v1.1.0/spec.md#listing-tags
 
 use std::collections::{BTreeMap, HashSet};
@@ -18,6 +21,7 @@ use super::Limits;
 use super::call::{Call, Kind};
 use super::connection::Reply;
 use crate::image::Tag;
+use crate::registry::config::TagOrder;
 use crate::registry::error::{Because, RegistryError};
 use crate::registry::listing::{Listed, Listing, Page, PageError};
 
@@ -84,7 +88,8 @@ impl<'a> Pages<'a> {
             }
             None => true,
         };
-        let listing = || Listing { tags: self.tags.into_values().collect(), dropped: self.illegal.len() };
+        let order = self.call.connection.endpoint.tag_order;
+        let listing = || Listing { tags: by_age(self.tags, order), dropped: self.illegal.len() };
         Ok(whole.then(listing))
     }
 
@@ -162,7 +167,11 @@ impl<'a> Pages<'a> {
         let before = self.tags.len() + self.illegal.len();
         for tag in page.tags {
             let (digest, created) = page.details.remove(&tag).map_or((None, None), |(digest, created)| (Some(digest), created));
-            self.tags.entry(tag.clone()).or_insert(Listed { tag, digest, created });
+            let position = match self.call.connection.endpoint.tag_order {
+                Some(_) => Some(u32::try_from(self.tags.len()).map_err(|_| too_many())?),
+                None => None,
+            };
+            self.tags.entry(tag.clone()).or_insert(Listed { tag, digest, created, position });
         }
         self.illegal.extend(page.illegal);
         let after = self.tags.len() + self.illegal.len();
@@ -171,6 +180,16 @@ impl<'a> Pages<'a> {
         }
         Ok(Read { count: page.count, last: page.last, new: after > before, next })
     }
+}
+
+/// The tags by name, their positions turned so that the oldest has the first.
+fn by_age(tags: BTreeMap<Tag, Listed>, order: Option<TagOrder>) -> Vec<Listed> {
+    let mut tags: Vec<Listed> = tags.into_values().collect();
+    if order == Some(TagOrder::LatestFirst) {
+        let last = tags.iter().filter_map(|listed| listed.position).max().unwrap_or_default();
+        tags.iter_mut().for_each(|listed| listed.position = listed.position.map(|position| last - position));
+    }
+    tags
 }
 
 /// Does this status refuse the query rather than the question? ECR says 405 to a large `n`, Quay 413, Distribution 400.

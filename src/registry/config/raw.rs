@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::Url;
 use serde::{Deserialize, Deserializer};
 
-use super::{Endpoint, HUB_API, default_limit};
+use super::{Endpoint, HUB_API, TagOrder, default_limit};
 use crate::image::DOCKER_HUB;
 use crate::registry::credential::Source;
 
@@ -51,9 +51,6 @@ pub(super) struct Entry {
 impl Entry {
     /// Checks the entry. Empty texts are what Image Updater takes them for: not given.
     pub fn check(self) -> Result<Endpoint, String> {
-        if !["", "none", "latest-first", "latest-last"].contains(&self.tagsortmode.as_str()) {
-            return Err(format!("`tagsortmode` is `latest-first`, `latest-last` or `none`, not `{}`", self.tagsortmode));
-        }
         let prefix = canonical_prefix(&self.prefix);
         let api_url = api_url(&self.api_url)?;
         let credentials = match self.credentials.as_str() {
@@ -86,9 +83,20 @@ impl Entry {
             ca_file: Some(self.ca_file).filter(|path| !path.is_empty()).map(PathBuf::from),
             ca_data: Some(self.ca_data).filter(|text| !text.is_empty()),
             default_namespace: Some(self.defaultns.trim_matches('/').to_owned()).filter(|text| !text.is_empty()),
+            tag_order: tag_order(&self.tagsortmode)?,
             declared: true,
             default: self.default,
         })
+    }
+}
+
+/// In any case, as Image Updater reads it.
+fn tag_order(text: &str) -> Result<Option<TagOrder>, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "" | "none" => Ok(None),
+        "latest-first" => Ok(Some(TagOrder::LatestFirst)),
+        "latest-last" => Ok(Some(TagOrder::LatestLast)),
+        _ => Err(format!("`tagsortmode` is `latest-first`, `latest-last` or `none`, not `{text}`")),
     }
 }
 

@@ -34,6 +34,7 @@ fn every_key_of_image_updater_is_read() {
     assert_eq!(endpoint.credentials, Some(Source::Variable("HARBOR".to_owned())));
     assert_eq!(endpoint.credentials_expire, Some(Duration::from_secs(41_400)));
     assert_eq!((endpoint.limit, endpoint.insecure, endpoint.default), (NonZeroU32::new(20), false, true));
+    assert_eq!(endpoint.tag_order, Some(TagOrder::LatestFirst));
     assert_eq!(endpoint.ca_file.as_deref(), Some(Path::new("/etc/ca.pem")));
     assert_eq!(config, parse(ALL_KEYS).expect("the same again"));
 }
@@ -137,6 +138,24 @@ fn dockers_name_for_its_credentials_is_not_its_address() {
     let config = parse("registries:\n- {name: Hub, prefix: docker.io, api_url: 'https://index.docker.io/v1/'}\n")
         .expect("a configuration");
     assert_eq!(route(&config, "nginx").0, "https://registry-1.docker.io");
+}
+
+/// `reference/image-updater.md` §1c.
+#[test]
+fn the_order_of_listings_is_read_as_image_updater_reads_it() {
+    for (line, order) in [
+        ("", None),
+        (", tagsortmode: ''", None),
+        (", tagsortmode: none", None),
+        (", tagsortmode: latest-first", Some(TagOrder::LatestFirst)),
+        (", tagsortmode: Latest-Last", Some(TagOrder::LatestLast)),
+    ] {
+        let text = format!("registries:\n- {{name: x, prefix: x.example, api_url: 'https://x.example'{line}}}\n");
+        let config = parse(&text).expect(line);
+        assert_eq!(config.entries[0].tag_order, order, "{line}");
+        let elsewhere = config.route(&"y.example/a".parse().expect("an image")).expect("a route");
+        assert_eq!(elsewhere.endpoint.tag_order, None, "{line}");
+    }
 }
 
 #[test]

@@ -200,6 +200,75 @@ async fn googles_listings_bring_digests_and_times() {
     assert_eq!((listing.tags[1].tag.as_str(), listing.tags[1].created), ("epoch", None));
 }
 
+/// Names in the order of their positions.
+fn by_position(listing: &Listing) -> Vec<&str> {
+    let mut tags: Vec<_> = listing.tags.iter().map(|listed| (listed.position, listed.tag.as_str())).collect();
+    tags.sort_unstable();
+    let positions: Vec<_> = tags.iter().map(|(position, _)| *position).collect();
+    assert_eq!(positions, (0..).map(Some).take(tags.len()).collect::<Vec<_>>(), "from 0, without gaps");
+    tags.into_iter().map(|(_, name)| name).collect()
+}
+
+#[tokio::test]
+async fn positions_go_on_over_the_pages() {
+    let registry = FakeRegistry::start().await;
+    let pushed: Vec<String> = (0..120).map(|at| format!("build-{}", at * 7919 % 120)).collect();
+    registry.tags("acme/web", &pushed);
+    registry.raw_tag("acme/web", "no tag");
+    let dialects = [
+        ("in one page", Dialect::debian()),
+        ("by link", Dialect::ghcr().page(50)),
+        ("by an opaque link", Dialect::quay_before_2024()),
+        ("by last alone", Dialect::acr().link(Link::Missing).page(50)),
+    ];
+    for (mode, order) in [("latest-last", TagOrder::OldestFirst), ("latest-first", TagOrder::NewestFirst)] {
+        for (name, dialect) in &dialects {
+            registry.dialect(dialect.clone().order(order));
+            let client = client_with(&registry, &format!("  tagsortmode: {mode}\n"), limits());
+            let listing = tags(&client, &registry).await.expect("a listing");
+            assert!(names(&listing).is_sorted() && listing.is_ordered(), "{mode}, {name}");
+            assert_eq!(
+                (by_position(&listing), listing.dropped),
+                (pushed.iter().map(String::as_str).collect(), 1),
+                "{mode}, {name}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tag_that_a_page_repeats_keeps_its_first_position() {
+    let registry = FakeRegistry::start().await;
+    registry.create("acme/web");
+    let page = |tags: &str| Fault::answer(200, &format!(r#"{{"tags":[{tags}]}}"#));
+    for (mode, expected) in [("latest-first", ["1", "2", "3", "4"]), ("latest-last", ["4", "3", "2", "1"])] {
+        registry.clear_faults();
+        registry.fault_on(Route::Tags, When::Times(1), page(r#""4","3","4""#).with_header("link", "<?last=3>; rel=next"));
+        registry.fault_on(Route::Tags, When::Always, page(r#""3","2","4","1""#));
+        let client = client_with(&registry, &format!("  tagsortmode: {mode}\n"), limits());
+        assert_eq!(by_position(&tags(&client, &registry).await.expect("a listing")), expected, "{mode}");
+    }
+}
+
+#[tokio::test]
+async fn without_tagsortmode_the_order_of_a_listing_is_forgotten() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["b", "a"]);
+    registry.dialect(Dialect::ghcr());
+    for (line, identity) in [
+        ("", "anonymous"),
+        ("  tagsortmode: none\n", "anonymous"),
+        ("  tagsortmode: latest-first\n", "latest-first anonymous"),
+        ("  tagsortmode: latest-last\n", "latest-last anonymous"),
+    ] {
+        let client = client_with(&registry, line, limits());
+        let listing = tags(&client, &registry).await.expect("a listing");
+        let is_ordered = identity != "anonymous";
+        assert!(listing.tags.iter().all(|listed| listed.position.is_some() == is_ordered), "{line}");
+        assert_eq!(client.identity(&web(&registry), &OPERATOR), identity, "answers by different orders are kept apart");
+    }
+}
+
 #[tokio::test]
 async fn an_unknown_repository_is_not_found() {
     let registry = FakeRegistry::start().await;

@@ -12,6 +12,8 @@ pub enum TagOrder {
     Unsorted,
     /// As pushed.
     OldestFirst,
+    /// The last push first.
+    NewestFirst,
 }
 
 /// How a reply points to the next page.

@@ -91,6 +91,14 @@ impl Dialect {
                 };
                 Box::new(repository.by_age.range((start, Bound::Unbounded)).map(|(_, name)| name.as_str()))
             }
+            TagOrder::NewestFirst => {
+                let end = match last.map(|last| repository.tags.get(last)) {
+                    None => Bound::Unbounded,
+                    Some(Some(tag)) => Bound::Excluded(tag.age),
+                    Some(None) => Bound::Excluded(0),
+                };
+                Box::new(repository.by_age.range((Bound::Unbounded, end)).rev().map(|(_, name)| name.as_str()))
+            }
             TagOrder::Unsorted => {
                 let mut names: Vec<&str> = repository.tags.keys().map(String::as_str).collect();
                 names.sort_by_cached_key(|name| scatter(name));
