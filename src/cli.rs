@@ -17,6 +17,7 @@ use crate::config::{self, Config};
 use crate::registry::cache::{Cache, Freshness};
 use crate::registry::store::Store;
 use crate::registry::{Client, Limits};
+use crate::resolve::neighbour::Neighbour;
 use crate::resolve::{Resolver, Settings};
 use crate::telemetry::{Hits, Requests};
 
@@ -101,9 +102,8 @@ impl Cli {
     }
 }
 
-/// A resolver that asks registries, as configured, and counts what it does.
-fn resolver(config: &Config, requests: Requests, hits: Hits) -> Resolver<Client> {
-    let store = Arc::new(Store::new(&config.store));
+/// A client for registries, as configured.
+fn client(config: &Config, requests: Requests) -> Client {
     let limits = Limits {
         allowed_hosts: config.allow_registries.clone(),
         allow_application_credentials: config.allow_application_credentials,
@@ -112,9 +112,15 @@ fn resolver(config: &Config, requests: Requests, hits: Hits) -> Resolver<Client>
         requests,
         ..Limits::default()
     };
-    let client = Client::new(config.registries.clone(), limits);
+    Client::new(config.registries.clone(), limits)
+}
+
+/// A resolver that asks this client, after a neighbour if there is one.
+fn resolver(config: &Config, client: Client, hits: Hits, neighbour: Option<Neighbour>) -> Resolver<Client> {
+    let store = Arc::new(Store::new(&config.store));
     let freshness = Freshness { tags: config.tags_ttl, digests: config.digests_ttl };
-    let settings = Settings { tags_ttl: config.tags_ttl, budget: config.lookup_timeout, platforms: config.platforms.clone() };
+    let settings =
+        Settings { tags_ttl: config.tags_ttl, budget: config.lookup_timeout, platforms: config.platforms.clone(), neighbour };
     let cache = Cache::new(client, Arc::clone(&store), freshness, hits);
     Resolver::new(cache, store, settings)
 }

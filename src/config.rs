@@ -36,6 +36,10 @@ pub struct Raw {
     #[arg(long, env = "PINION_STORE", value_name = "DIR")]
     pub store: Option<PathBuf>,
 
+    /// Socket on which `pinion serve` answers `pinion generate`, not in the plugin directory [default: pins.sock in the store]
+    #[arg(long, env = "PINION_PINS_SOCKET", value_name = "FILE")]
+    pub pins_socket: Option<PathBuf>,
+
     /// Hosts of registries that may be asked, such as `ghcr.io` or `*.example.com` [default: any public name]
     #[arg(long, env = "PINION_ALLOW_REGISTRIES", value_name = "HOST", value_delimiter = ',')]
     pub allow_registries: Option<Vec<String>>,
@@ -98,6 +102,8 @@ pub struct Raw {
 pub struct Config {
     pub registries: RegistriesConfig,
     pub store: PathBuf,
+    pub registries_conf: Option<PathBuf>,
+    pub pins_socket: PathBuf,
     pub allow_registries: Option<Vec<HostPattern>>,
     pub allow_application_credentials: bool,
     pub tags_ttl: Duration,
@@ -134,18 +140,19 @@ impl Raw {
     pub fn check(self) -> Result<Config, ConfigError> {
         let file = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
         let raw = self.over(file);
-        let registries = match &raw.registries_conf {
-            Some(path) => RegistriesConfig::load(path),
-            None if Path::new(REGISTRIES_CONF).exists() => RegistriesConfig::load(Path::new(REGISTRIES_CONF)),
-            None => Ok(RegistriesConfig::default()),
-        };
+        let default_conf = || Path::new(REGISTRIES_CONF).exists().then(|| REGISTRIES_CONF.into());
+        let registries_conf: Option<PathBuf> = raw.registries_conf.or_else(default_conf);
+        let registries = registries_conf.as_deref().map_or_else(|| Ok(RegistriesConfig::default()), RegistriesConfig::load);
+        let store = raw.store.unwrap_or_else(default_store);
         let registries = registries.map_err(|error| ConfigError::Registries(crate::failure::chain(&error)))?;
         let options = raw.kustomize_build_options.unwrap_or_default();
         let kustomize_build_options = shell_words::split(&options)
             .map_err(|error| ConfigError::Setting { name: "kustomize-build-options", reason: error.to_string() })?;
         Ok(Config {
             registries,
-            store: raw.store.unwrap_or_else(default_store),
+            registries_conf,
+            pins_socket: raw.pins_socket.unwrap_or_else(|| store.join("pins.sock")),
+            store,
             allow_registries: raw.allow_registries.map(|hosts| parse("allow-registries", &hosts)).transpose()?,
             allow_application_credentials: raw.allow_application_credentials.unwrap_or_default(),
             tags_ttl: duration("tags-ttl", raw.tags_ttl.as_deref(), 60)?,
@@ -174,6 +181,7 @@ impl Raw {
             config: self.config,
             registries_conf: self.registries_conf.or(file.registries_conf),
             store: self.store.or(file.store),
+            pins_socket: self.pins_socket.or(file.pins_socket),
             allow_registries: self.allow_registries.or(file.allow_registries),
             allow_application_credentials: self.allow_application_credentials.or(file.allow_application_credentials),
             tags_ttl: self.tags_ttl.or(file.tags_ttl),

@@ -5,6 +5,8 @@
 //! last complete listing; without that, the policy's fallback; else the question fails. Every answer comes within the budget (P5); a
 //! lookup whose time is up goes on behind, for the next one who asks.
 
+pub mod neighbour;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,6 +25,7 @@ use crate::registry::cache::{Cache, Remembered, is_fresh};
 use crate::registry::store::{Store, StoredPin};
 use crate::registry::{Access, Content, Listed, Manifest, RegistryError, TagSource, Target};
 use crate::telemetry::Layer;
+use neighbour::Neighbour;
 
 /// Tags of one question that are looked into at a time.
 const AT_ONCE: usize = 20;
@@ -124,6 +127,8 @@ pub struct Settings {
     pub budget: Duration,
     /// The platforms that `newest-build` looks at where the policy names none. Other strategies read no metadata and use none.
     pub platforms: Vec<Platform>,
+    /// Who is asked before a registry is.
+    pub neighbour: Option<Neighbour>,
 }
 
 impl<S: TagSource + 'static> Resolver<S> {
@@ -156,6 +161,11 @@ impl<S: TagSource + 'static> Resolver<S> {
             pin.map(|pin| Pin { repository: question.repository.clone(), ..pin })
         };
         names.iter().zip(questions).map(answer).collect()
+    }
+
+    /// What a question's answer is kept under.
+    pub fn key(&self, question: &Question) -> String {
+        self.asking.key(question)
     }
 
     /// The last pin of a question, however old. Asks nobody.
@@ -248,6 +258,12 @@ impl<S: TagSource> Asking<S> {
 
     /// Asks, chooses and keeps the pin.
     async fn look_up(&self, key: &str, question: &Question) -> Result<Pin, ResolveError> {
+        if let Some(neighbour) = &self.settings.neighbour
+            && let Some((pin, at)) = neighbour.ask(key, question).await
+        {
+            self.keep(key, &pin, at).await;
+            return Ok(pin);
+        }
         let chosen = self.choose(question).await;
         let pin = match chosen {
             Ok((selection, at)) => {

@@ -6,6 +6,7 @@
 
 pub mod board;
 pub mod init;
+pub mod pins;
 pub mod plugin;
 pub mod proto;
 pub mod receive;

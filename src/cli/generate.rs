@@ -7,11 +7,12 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Args;
 
-use super::{Outcome, configured, resolver};
+use super::{Outcome, client, configured, resolver};
 use crate::application::{Application, PARAMETERS};
 use crate::config;
 use crate::generate::generate;
 use crate::pin::{self, Freshness, Pin};
+use crate::resolve::neighbour::Neighbour;
 use crate::telemetry::{Hits, Requests};
 use crate::workspace::Checkout;
 
@@ -78,7 +79,13 @@ impl Arguments {
             // On a laptop, without a manifest: a name that tells something.
             application.name = checkout.app_dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
         }
-        let resolver = resolver(&config, Requests::default(), Hits::default());
+        let client = client(&config, Requests::default());
+        let neighbour = Neighbour {
+            socket: config.pins_socket.clone(),
+            configuration: client.configuration(),
+            patience: config.lookup_timeout / 2,
+        };
+        let resolver = resolver(&config, client, Hits::default(), Some(neighbour));
         let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver, None).await?;
         for note in &generated.notes {
             tracing::warn!(application = application.name, "{note}");

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Format, Outcome, Usage, configured, print, resolver, write};
+use super::{Format, Outcome, Usage, client, configured, print, resolver, write};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::image::Repository;
@@ -48,10 +48,9 @@ impl Arguments {
     pub async fn run(self) -> anyhow::Result<Outcome> {
         let question = question(self.words)?;
         let config = configured(self.config)?;
-        let answer = resolver(&config, Requests::default(), Hits::default())
-            .resolve(std::slice::from_ref(&question), None)
-            .await
-            .remove(0);
+        let client = client(&config, Requests::default());
+        let answer =
+            resolver(&config, client, Hits::default(), None).resolve(std::slice::from_ref(&question), None).await.remove(0);
         let pin = match answer {
             Ok(pin) => pin,
             Err(error) => {

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,12 +16,16 @@ use axum::routing::get;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use super::{Outcome, configured, resolver};
+use super::{Outcome, client, configured, resolver};
 use crate::config;
+use crate::failure::chain;
+use crate::registry::{Client, RegistriesConfig};
 use crate::render::memo::Memo;
+use crate::resolve::Resolver;
 use crate::server::board::{Board, is_token};
 use crate::server::plugin::Plugin;
 use crate::server::proto::DESCRIPTOR;
@@ -30,12 +34,15 @@ use crate::server::receive::Reception;
 use crate::server::renders::Renders;
 use crate::server::shelf::Shelf;
 use crate::server::socket::Socket;
-use crate::server::{Service, init};
+use crate::server::{Service, init, pins};
 use crate::telemetry::{Hits, Metrics, Requests};
 use crate::workspace::archive::Bounds;
 
 /// Time for running renders to end after a SIGTERM. Kubernetes gives 30 s by default.
 const DRAIN: Duration = Duration::from_secs(25);
+
+/// How often registries.conf is looked at.
+const REREAD: Duration = Duration::from_secs(5);
 
 /// Serve Argo CD natively, in place of its argocd-cmp-server
 ///
@@ -99,13 +106,14 @@ impl Arguments {
         }
         let plugin = Plugin::load(&self.config_dir_path)?;
         let mut config = configured(self.config)?;
+        let socket_path = self.socket_dir.join(format!("{}.sock", plugin.stem));
+        // Before anything is touched that is another server's.
+        Socket::check(&socket_path).context("the plugin socket cannot be made")?;
         let work_dir = self.work_dir.unwrap_or_else(std::env::temp_dir).join("_cmp_server");
         let _ = std::fs::remove_dir_all(&work_dir);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&work_dir);
         made.with_context(|| format!("`{}` cannot be made", work_dir.display()))?;
         let at_once = self.renders_at_once.filter(|count| *count > 0).unwrap_or_else(|| 2 * processors());
-        let mut socket = Socket::bind(&self.socket_dir, &plugin.stem).context("the plugin socket cannot be made")?;
-        let listener = socket.listener().context("the socket is taken")?;
         let admin = tokio::net::TcpListener::bind(self.admin_address).await;
         let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
 
@@ -114,7 +122,13 @@ impl Arguments {
         config.tools.memo = (self.memo_bytes > 0).then(|| Memo::new(self.memo_bytes));
         let metrics = Arc::new(Metrics::new(&requests, &hits, &renders.gauges, config.tools.memo.as_ref()));
         let board = Arc::new(Board::default());
-        let resolver = Arc::new(resolver(&config, requests, hits));
+        let client = client(&config, requests);
+        let resolver = Arc::new(resolver(&config, client.clone(), hits, None));
+        let mut tasks = JoinSet::new();
+        let pins_socket = listen_for_pins(&config.pins_socket, &resolver, &client, &mut tasks);
+        if let Some(path) = config.registries_conf.clone() {
+            tasks.spawn(follow(path, client));
+        }
         let reception = Reception {
             work_dir,
             shelf: Shelf::new(self.keep_archives, self.keep_archive_bytes),
@@ -153,6 +167,9 @@ impl Arguments {
             .route("/api/v1/pins", get(move |peer, headers| async move { pins(&board, token.as_deref(), peer, &headers) }))
             .into_make_service_with_connect_info::<SocketAddr>();
         let admin = tokio::spawn(axum::serve(admin, routes).with_graceful_shutdown(ended(stopped.clone())).into_future());
+        // Last: who finds the socket is answered.
+        let mut socket = Socket::bind(&socket_path).context("the plugin socket cannot be made")?;
+        let listener = socket.listener().context("the socket is taken")?;
         let server = Server::builder()
             .add_service(service)
             .add_service(health_service)
@@ -172,8 +189,46 @@ impl Arguments {
             }
         }
         admin.abort();
-        drop(socket);
+        drop((tasks, pins_socket, socket));
         Ok(Outcome::Done)
+    }
+}
+
+/// Answers `pinion generate` processes. Without it they find out by themselves, so that no failure here is one of the server's.
+fn listen_for_pins(path: &Path, resolver: &Arc<Resolver<Client>>, client: &Client, tasks: &mut JoinSet<()>) -> Option<Socket> {
+    let mut socket = match Socket::bind(path) {
+        Ok(socket) => socket,
+        Err(error) => {
+            tracing::warn!(socket = %path.display(), %error, "`pinion generate` processes will not be answered");
+            return None;
+        }
+    };
+    let client = client.clone();
+    tasks.spawn(pins::answer(socket.listener()?, Arc::clone(resolver), move || client.configuration()));
+    Some(socket)
+}
+
+/// Uses registries.conf as it is now, whenever it changes. What cannot be used is not.
+async fn follow(path: PathBuf, client: Client) {
+    let read = async || tokio::fs::read(&path).await.ok();
+    let mut known = read().await;
+    loop {
+        tokio::time::sleep(REREAD).await;
+        let now = read().await;
+        // A mounted ConfigMap is replaced as a whole; what is gone for a moment comes back.
+        if now.is_none() || now == known {
+            continue;
+        }
+        known = now;
+        match RegistriesConfig::load(&path) {
+            Ok(config) => {
+                tracing::info!(path = %path.display(), "registries.conf has changed and is used from now on");
+                client.replace(config);
+            }
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "registries.conf has changed and cannot be used: the one before stays in use");
+            }
+        }
     }
 }
 

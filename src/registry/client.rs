@@ -122,6 +122,13 @@ impl Client {
         self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, kept| config.knows(&kept.endpoint));
     }
 
+    /// A digest of what decides which registry is asked, and whether: two clients of one digest get the same answers.
+    pub fn configuration(&self) -> String {
+        let Limits { allowed_hosts, allow_application_credentials, .. } = &*self.shared.limits;
+        let text = format!("{:?} {allowed_hosts:?} {allow_application_credentials}", self.config());
+        Digest::of(text.as_bytes()).to_string()
+    }
+
     fn config(&self) -> Arc<RegistriesConfig> {
         Arc::clone(&self.shared.registries.read().unwrap_or_else(PoisonError::into_inner))
     }

@@ -37,7 +37,7 @@ impl Fixture {
 
     fn resolver(&self, freshness: Freshness) -> Resolver<Client> {
         let platforms = vec!["linux/amd64".parse::<Platform>().expect("a platform")];
-        let settings = Settings { tags_ttl: freshness.tags, budget: Duration::from_secs(20), platforms };
+        let settings = Settings { tags_ttl: freshness.tags, budget: Duration::from_secs(20), platforms, neighbour: None };
         Resolver::new(self.cache("", freshness), self.store(), settings)
     }
 }

@@ -14,6 +14,7 @@ mod cli;
 mod examples;
 mod faults;
 mod known;
+mod neighbour;
 mod order;
 mod parity;
 mod peers;

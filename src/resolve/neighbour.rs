@@ -1,0 +1,188 @@
+//! Asking a `pinion serve` on the same machine before a registry is asked: its memory is warm, and it asks once for all.
+//!
+//! One line of JSON each way, on a socket of its own: Argo CD takes every socket in the plugin directory for a plugin. Only fresh pins are
+//! answered; whatever else happens there, the one who asks finds out by itself.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::Question;
+use crate::pin::{Considered, Freshness, Pin, Pinned};
+use crate::placeholder::words::{Target, Words};
+use crate::registry::Access;
+
+/// The protocol's version: another one is not understood.
+const VERSION: u32 = 1;
+
+/// Longest line, in bytes.
+pub const MAX_LINE: u64 = 256 * 1024;
+
+/// A `pinion serve` that may be there.
+#[derive(Clone, Debug)]
+pub struct Neighbour {
+    pub socket: PathBuf,
+    /// A digest of the registries' configuration: one with another configuration has other answers.
+    pub configuration: String,
+    /// The longest wait.
+    pub patience: Duration,
+}
+
+/// What is asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    version: u32,
+    configuration: String,
+    /// What the answer is kept under, to tell that both mean the same.
+    pub key: String,
+    repository: String,
+    policy: String,
+    secret: Option<String>,
+}
+
+/// A fresh pin.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Answer {
+    pin: String,
+    created: Option<Timestamp>,
+    listed: Option<Timestamp>,
+    considered: Option<Considered>,
+}
+
+impl Neighbour {
+    /// A fresh pin and when its listing was read. [`None`] when there is nobody, or nobody who knows.
+    pub(super) async fn ask(&self, key: &str, question: &Question) -> Option<(Pin, Timestamp)> {
+        let request = Request {
+            version: VERSION,
+            configuration: self.configuration.clone(),
+            key: key.to_owned(),
+            repository: question.repository.text().to_owned(),
+            policy: question.policy.to_string(),
+            secret: question.access.source().map(str::to_owned),
+        };
+        let answer = match timeout(self.patience, self.exchange(&request)).await {
+            Ok(Ok(answer)) => answer?,
+            Ok(Err(error)) => {
+                // Nobody there is the usual case.
+                tracing::debug!(socket = %self.socket.display(), %error, "no other pinion was asked");
+                return None;
+            }
+            Err(_) => {
+                tracing::debug!(socket = %self.socket.display(), "the other pinion does not answer");
+                return None;
+            }
+        };
+        let pinned: Pinned = answer.pin.parse().ok()?;
+        let pin = Pin {
+            repository: question.repository.clone(),
+            policy: question.policy.clone(),
+            pinned,
+            created: answer.created,
+            freshness: Freshness::Fresh,
+            listed: answer.listed,
+            considered: answer.considered,
+        };
+        Some((pin, answer.listed?))
+    }
+
+    async fn exchange(&self, request: &Request) -> io::Result<Option<Answer>> {
+        let mut stream = UnixStream::connect(&self.socket).await?;
+        stream.write_all(&line(request)?).await?;
+        let text = read_line(&mut stream).await?;
+        Ok(serde_json::from_str(&text)?)
+    }
+}
+
+impl Request {
+    /// The question, if the one who asks has the same configuration.
+    pub fn question(&self, configuration: &str) -> Option<Question> {
+        if self.version != VERSION || self.configuration != configuration {
+            return None;
+        }
+        let Target::Image { repository: None, policy } = Words::parse(&self.policy).ok()?.spec().ok()?.target else {
+            return None;
+        };
+        let access = self.secret.as_deref().map_or_else(Access::operator, Access::secret);
+        Some(Question { repository: self.repository.parse().ok()?, policy: *policy, access })
+    }
+}
+
+impl Answer {
+    /// An answer, if the pin is one to pass on.
+    pub fn of(pin: &Pin) -> Option<Self> {
+        let is_fresh = pin.freshness == Freshness::Fresh;
+        is_fresh.then(|| Self {
+            pin: pin.pinned.to_string(),
+            created: pin.created,
+            listed: pin.listed,
+            considered: pin.considered.clone(),
+        })
+    }
+}
+
+/// A message as it is sent.
+///
+/// # Errors
+///
+/// None that a message of ours can have.
+pub fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// Reads one line of at most [`MAX_LINE`] bytes.
+///
+/// # Errors
+///
+/// When the line is longer or breaks off.
+pub async fn read_line(stream: &mut UnixStream) -> io::Result<String> {
+    let mut text = String::new();
+    BufReader::new(stream.take(MAX_LINE)).read_line(&mut text).await?;
+    if text.ends_with('\n') { Ok(text) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(policy: &str) -> Request {
+        let (configuration, key) = ("c".to_owned(), "k".to_owned());
+        let repository = "acme/web".to_owned();
+        Request { version: VERSION, configuration, key, repository, policy: policy.into(), secret: None }
+    }
+
+    #[test]
+    fn only_the_same_configuration_and_version_are_understood() {
+        let policy = "semver ~1.0 --allow-tags '^a b' --with-digest";
+        let question = request(policy).question("c").expect("a question");
+        assert_eq!((question.policy.to_string().as_str(), question.repository.text()), (policy, "acme/web"));
+        assert!(request(policy).question("other").is_none());
+        assert!(Request { version: 2, ..request(policy) }.question("c").is_none());
+        for policy in ["@alias", "acme/other:~1", "nonsense 1", "semver ~1 --no-such-flag"] {
+            assert!(request(policy).question("c").is_none(), "{policy}");
+        }
+        assert!(Request { repository: "a b".into(), ..request(policy) }.question("c").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_line_is_bounded_and_whole() {
+        for (sent, is_read) in [("{}\n".to_owned(), true), ("{}".to_owned(), false), ("x".repeat(MAX_LINE as usize + 9), false)] {
+            let (mut near, mut far) = UnixStream::pair().expect("a pair");
+            let writer = tokio::spawn(async move {
+                let _ = far.write_all(sent.as_bytes()).await;
+            });
+            assert_eq!(read_line(&mut near).await.is_ok(), is_read);
+            drop(near);
+            writer.await.expect("it ends");
+        }
+    }
+}
