@@ -78,6 +78,14 @@ pub struct Arguments {
     #[arg(long, env = "PINION_KEEP_ARCHIVE_BYTES", value_name = "BYTES", default_value_t = 2 << 30)]
     keep_archive_bytes: u64,
 
+    /// Longest archive that is taken, unpacked, in bytes
+    #[arg(long, env = "PINION_MAX_ARCHIVE_BYTES", value_name = "BYTES", default_value_t = Bounds::default().bytes)]
+    max_archive_bytes: u64,
+
+    /// Files, directories and links that an archive may hold
+    #[arg(long, env = "PINION_MAX_ARCHIVE_ENTRIES", value_name = "N", default_value_t = Bounds::default().entries)]
+    max_archive_entries: usize,
+
     /// Bytes of rendered texts that are kept, packed, for renders of the same files with the same pins; 0 keeps none
     #[arg(long, env = "PINION_MEMO_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
     memo_bytes: u64,
@@ -133,7 +141,7 @@ impl Arguments {
             work_dir,
             shelf: Shelf::new(self.keep_archives, self.keep_archive_bytes),
             keep_modes: plugin.preserve_file_mode,
-            bounds: Bounds::default(),
+            bounds: Bounds { bytes: self.max_archive_bytes, entries: self.max_archive_entries },
             at_once: Semaphore::new(at_once),
         };
         let service = Service {

@@ -24,7 +24,7 @@ pub struct Bounds {
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { bytes: 8 << 30, entries: 2_000_000 }
+        Self { bytes: 8 << 30, entries: 1_000_000 }
     }
 }
 
@@ -46,9 +46,9 @@ pub enum ArchiveError {
     Link(String),
     #[error("`{0}` stands in the archive as a file and as a directory")]
     Misplaced(String),
-    #[error("the archive holds more than {} bytes", .0.bytes)]
+    #[error("the archive holds more than {} bytes; a larger one is taken with `--max-archive-bytes`", .0.bytes)]
     TooLong(Bounds),
-    #[error("the archive holds more than {} entries", .0.entries)]
+    #[error("the archive holds more than {} entries; more are taken with `--max-archive-entries`", .0.entries)]
     TooMany(Bounds),
     #[error("the archive cannot be read")]
     Read(#[source] io::Error),
@@ -380,12 +380,15 @@ mod tests {
         let bounds = Bounds { bytes: 4096, entries: 3 };
         let bounded = |entries: &[Put<'_>]| read_bytes(&archive(entries), bounds).map(drop);
         assert_eq!(bounded(&[Content("a", &[0; 2000])]), Ok(()));
-        let too_long = Err("the archive holds more than 4096 bytes".to_owned());
+        let too_long = Err("the archive holds more than 4096 bytes; a larger one is taken with `--max-archive-bytes`".to_owned());
         assert_eq!(bounded(&[Content("a", &[0; 5000])]), too_long);
         assert_eq!(bounded(&[Other("passed over", EntryType::Fifo, &[0; 5000])]), too_long);
         assert_eq!(bounded(&[Other("record", EntryType::GNULongName, &[b'x'; 5000])]), too_long);
         let many = [Directory("a"), Directory("b"), Directory("c"), Directory("d")];
-        assert_eq!(bounded(&many), Err("the archive holds more than 3 entries".into()));
+        assert_eq!(
+            bounded(&many),
+            Err("the archive holds more than 3 entries; more are taken with `--max-archive-entries`".into())
+        );
         let records = packed(&[Other("record", EntryType::GNULongName, &vec![b'x'; 2 << 20]), Content("a", b"")]);
         assert_eq!(records.expect_err("too long"), "the archive cannot be read");
         let name = "n".repeat(5000);

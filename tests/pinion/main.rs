@@ -20,4 +20,5 @@ mod parity;
 mod peers;
 mod purity;
 mod serve;
+mod traps;
 mod tree;

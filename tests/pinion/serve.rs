@@ -61,7 +61,7 @@ async fn manifests_come_back_for_chunks_of_any_size() {
     assert!(serving.log().contains("rendered"), "{}", serving.log());
 }
 
-/// The forms that Argo CD has sent over time; the oldest, with raw slashes, is no authority that a client here can make.
+/// The escaped forms that Argo CD has sent over time; the oldest, with raw slashes, is among the traps.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_escaped_authority_is_understood() {
     let fixture = Fixture::new().await;
