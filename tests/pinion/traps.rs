@@ -16,8 +16,11 @@ use tonic::transport::{Endpoint, Uri};
 use crate::serve::{Fixture, generate, get};
 use crate::support::argocd::{Serving, messages};
 
+/// Name, kind, target, content.
+type Put<'a> = (&'a [u8], EntryType, &'a [u8], &'a [u8]);
+
 /// An archive with entries that no honest client sends.
-fn archive(entries: &[(&[u8], EntryType, &[u8], &[u8])]) -> Vec<u8> {
+fn archive(entries: &[Put<'_>]) -> Vec<u8> {
     let mut builder = Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     for (name, kind, target, content) in entries {
         let mut header = Header::new_gnu();
