@@ -22,6 +22,6 @@ COPY --from=build /src/target/release/pinion /usr/local/bin/
 COPY plugin.yaml /home/argocd/cmp-server/config/plugin.yaml
 USER 999
 WORKDIR /home/argocd
-# As a sidecar the command is Argo CD's own /var/run/argocd/argocd-cmp-server, which a volume of the repo-server's pod brings. It
-# reads plugin.yaml and runs `pinion generate`.
+# As a sidecar the command is `pinion serve`; or Argo CD's own /var/run/argocd/argocd-cmp-server, which a volume of the repo-server's pod
+# brings, and which reads plugin.yaml and runs `pinion generate`.
 ENTRYPOINT ["pinion"]
