@@ -41,6 +41,9 @@ use crate::workspace::archive::Bounds;
 /// Time for running renders to end after a SIGTERM. Kubernetes gives 30 s by default.
 const DRAIN: Duration = Duration::from_secs(25);
 
+/// Bytes of an archive that may be under way: with HTTP/2's own 64 KiB a client waits for us again and again.
+const WINDOW: u32 = 4 << 20;
+
 /// How often registries.conf is looked at.
 const REREAD: Duration = Duration::from_secs(5);
 
@@ -179,6 +182,8 @@ impl Arguments {
         let mut socket = Socket::bind(&socket_path).context("the plugin socket cannot be made")?;
         let listener = socket.listener().context("the socket is taken")?;
         let server = Server::builder()
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
             .add_service(service)
             .add_service(health_service)
             .add_service(reflection)
