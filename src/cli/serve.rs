@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use tonic::transport::Server;
 
 use super::{Outcome, configured, resolver};
 use crate::config;
+use crate::process::Runner;
+use crate::process::pool::{Limits, Pool};
 use crate::server::board::{Board, is_token};
 use crate::server::plugin::Plugin;
 use crate::server::proto::DESCRIPTOR;
@@ -66,6 +68,10 @@ pub struct Arguments {
     #[arg(long, env = "PINION_KEEP_ARCHIVE_BYTES", value_name = "BYTES", default_value_t = 2 << 30)]
     keep_archive_bytes: u64,
 
+    /// Render charts in workers that stay, if the Helm program is a helm-worker; `false` starts a process for each
+    #[arg(long, env = "PINION_HELM_WORKERS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    helm_workers: bool,
+
     /// Address of the admin port: /healthz, /readyz, /metrics, and /api/v1/pins for loopback or with the token
     #[arg(long, env = "PINION_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     admin_address: SocketAddr,
@@ -89,18 +95,21 @@ impl Arguments {
             return init::run().await.map(|()| Outcome::Done).context("the server below the init process failed");
         }
         let plugin = Plugin::load(&self.config_dir_path)?;
-        let config = configured(self.config)?;
+        let mut config = configured(self.config)?;
         let work_dir = self.work_dir.unwrap_or_else(std::env::temp_dir).join("_cmp_server");
         let _ = std::fs::remove_dir_all(&work_dir);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&work_dir);
         made.with_context(|| format!("`{}` cannot be made", work_dir.display()))?;
         let at_once = self.renders_at_once.filter(|count| *count > 0).unwrap_or_else(|| 2 * processors());
+        let metrics = Arc::new(Metrics::default());
+        // Before there is a socket: nobody shall wait at it.
+        config.tools.templates = if self.helm_workers { runner(&config.tools.helm, &metrics).await } else { Runner::Process };
+        metrics.helm(&config.tools.templates);
         let mut socket = Socket::bind(&self.socket_dir, &plugin.stem).context("the plugin socket cannot be made")?;
         let listener = socket.listener().context("the socket is taken")?;
         let admin = tokio::net::TcpListener::bind(self.admin_address).await;
         let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
 
-        let metrics = Arc::new(Metrics::default());
         let board = Arc::new(Board::default());
         let resolver = Arc::new(resolver(&config));
         let shelf = Shelf::new(self.keep_archives, self.keep_archive_bytes);
@@ -148,6 +157,20 @@ impl Arguments {
         admin.abort();
         drop(socket);
         Ok(Outcome::Done)
+    }
+}
+
+/// Warm workers where the Helm program is one, else a process for each render.
+async fn runner(helm: &Path, metrics: &Metrics) -> Runner {
+    match Pool::start(helm, Limits::default(), metrics.workers.clone()).await {
+        Ok(pool) => {
+            tracing::info!(helm = %helm.display(), confined = pool.is_confined(), "charts are rendered by warm workers");
+            Runner::Pool(pool)
+        }
+        Err(error) => {
+            tracing::info!(helm = %helm.display(), reason = %error, "charts are rendered by a process each: this Helm is no worker");
+            Runner::Process
+        }
     }
 }
 

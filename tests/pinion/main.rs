@@ -18,3 +18,4 @@ mod peers;
 mod purity;
 mod serve;
 mod tree;
+mod worker;

@@ -121,7 +121,8 @@ async fn the_callers_deadline_is_kept_with_a_margin() {
     let tools = tempfile::tempdir().expect("a directory");
     let helm = tools.path().join("helm");
     let pid = tools.path().join("pid");
-    fs::write(&helm, format!("#!/bin/sh\necho $$ > {}\nexec sleep 61\n", pid.display())).expect("written");
+    fs::write(&helm, format!("#!/bin/sh\n[ $1 = serve ] && exit 1\necho $$ > {}\nexec sleep 61\n", pid.display()))
+        .expect("written");
     fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     let helm = helm.display().to_string();
     let serving = fixture.serve(&["--helm", &helm]);
