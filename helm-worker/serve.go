@@ -29,6 +29,9 @@ const maxRequest = 64 << 20
 // idle is how long a worker waits before it gives memory back.
 const idle = time.Second
 
+// manyWaiting is after how many commands those are ended that wait for a signal: it takes half as long as a small chart.
+const manyWaiting = 64
+
 type hello struct {
 	Protocol int `json:"helm_worker"`
 	// Without network and without other programs?
@@ -84,16 +87,23 @@ func serve() error {
 		return err
 	}
 	rest := time.NewTimer(idle)
-	for {
+	for waiting := 0; ; {
 		select {
 		case request := <-requests:
 			if err := request.answer(out); err != nil {
 				return err
 			}
 			rest.Reset(idle)
+			if waiting++; waiting < manyWaiting {
+				continue
+			}
 		case <-rest.C:
 			debug.FreeOSMemory()
 		}
+		if err := endWaiting(); err != nil {
+			return err
+		}
+		waiting = 0
 	}
 }
 
@@ -148,7 +158,7 @@ func (r request) answer(to io.Writer) error {
 	status := helm(out, r.Arguments)
 	out.close()
 	// Whoever removes the directory shall find it unused.
-	if err := errors.Join(endWaiting(), os.Chdir("/")); err != nil {
+	if err := os.Chdir("/"); err != nil {
 		return err
 	}
 	stdout, err := written(os.Stdout)

@@ -318,15 +318,7 @@ async fn the_admin_port_tells_health_and_numbers() {
     let fixture = Fixture::new().await;
     let serving = fixture.serve(&[]);
     generate(&serving, fixture.messages(1024)).await.expect("manifests");
-    let get = async |path: &str| {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let mut stream = tokio::net::TcpStream::connect(&serving.admin).await.expect("the port");
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.expect("received");
-        answer
-    };
+    let get = async |path: &str| serving.get(path).await;
     assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
     assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
     assert!(get("/metrics").await.contains("pinion_renders_total{outcome=\"Done\"} 1"));

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::charts::Chart;
 use super::{child, worker_program};
-use crate::support::argocd::Serving;
+use crate::support::argocd::{self, Serving};
 use crate::support::driver::Driver;
 use crate::support::registry::FakeRegistry;
 use crate::tree::write;
@@ -268,5 +268,24 @@ async fn workers_end_with_the_server_also_when_it_is_killed() {
             serving.terminate();
         }
         fixture.lives(0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_tells_what_renders_charts() {
+    let Some(fixture) = Fixture::new() else { return };
+    let registry = FakeRegistry::start().await;
+    let driver = Driver::new(env!("CARGO_BIN_EXE_pinion"), &registry);
+    let helm = fixture.helm.display().to_string();
+    let environment = [("ARGOCD_APP_NAME".to_owned(), "web".to_owned())];
+    let messages = argocd::messages(&argocd::archive(&fixture.place.path().join("small")), ".", &environment, 1024);
+    for (workers, runner, renders) in [("true", "worker", 1), ("false", "process", 0)] {
+        let serving = Serving::start(env!("CARGO_BIN_EXE_pinion"), &driver, &["--helm", &helm, "--helm-workers", workers]);
+        let answer = serving.client().await.generate_manifest(tokio_stream::iter(messages.clone())).await.expect("manifests");
+        assert_eq!(answer.into_inner().manifests.concat(), "---\n# Source: web/templates/a.yaml\na: web\n");
+        let metrics = serving.get("/metrics").await;
+        for line in [format!("pinion_helm{{runner=\"{runner}\"}} 1"), format!("pinion_helm_worker_renders_total {renders}")] {
+            assert!(metrics.contains(&line), "{metrics}");
+        }
     }
 }
