@@ -1,9 +1,13 @@
-# The sidecar of Argo CD's repo-server: Pinion, and the Helm and Kustomize that Argo CD 3.5 bundles.
+# The sidecar of Argo CD's repo-server: Pinion, and the Helm and Kustomize that Argo CD 3.5 bundles. Its `helm` is helm-worker: Helm's
+# own commands, which `pinion serve` also keeps warm.
 
 FROM golang:1.26-bookworm AS tools
 ENV CGO_ENABLED=0 GOBIN=/out
-RUN go install -ldflags "-s -w -X helm.sh/helm/v4/internal/version.version=v4.2.1" helm.sh/helm/v4/cmd/helm@v4.2.1
 RUN go install -ldflags "-s -w" sigs.k8s.io/kustomize/kustomize/v5@v5.8.1
+WORKDIR /src
+COPY helm-worker .
+RUN version=$(go list -m -f '{{.Version}}' helm.sh/helm/v4) \
+    && go build -trimpath -ldflags "-s -w -X helm.sh/helm/v4/internal/version.version=$version" -o /out/helm .
 
 FROM rust:1.95-bookworm AS build
 WORKDIR /src

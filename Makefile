@@ -3,13 +3,16 @@ SHELL := /bin/sh
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench tools deny clean
+.PHONY: help build helm-worker demo test lint soak bench tools deny clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 build: ## Build pinion for release: target/release/pinion
 	cargo build --release --locked
+
+helm-worker: ## Build Helm as a warm worker, where Go is: .tools/bin/helm-worker
+	scripts/tools helm-worker
 
 demo: ## Render the examples against a registry in this process, push newer tags, render again
 	scripts/tools helm kustomize
@@ -18,13 +21,18 @@ demo: ## Render the examples against a registry in this process, push newer tags
 
 test: tools lint ## Everything that CI checks
 	cargo test --locked
+	cd helm-worker && PATH="$$PATH:$(CURDIR)/.tools/go/go/bin" CGO_ENABLED=0 go test ./...
 
 lint: ## Formatting and clippy
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 
+soak: ## Look for what leaks from one render to the next, for long: 200,000 renders of one worker
+	scripts/tools helm-worker
+	PINION_SOAK=200000 cargo test --locked --test pinion worker::nothing_leaks -- --nocapture
+
 bench: ## Measure, against peers where there are any
-	scripts/tools helm kustomize skopeo registry docker-registry
+	scripts/tools helm kustomize helm-worker skopeo registry docker-registry
 	cargo bench --locked
 
 tools: ## Fetch the tools that the tests run into .tools/bin

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::image::Platform;
 use crate::manifest::ImagePath;
+use crate::process::Runner;
 use crate::registry::RegistriesConfig;
 use crate::registry::guard::HostPattern;
 use crate::render::Tools;
@@ -166,6 +167,7 @@ impl Raw {
             tools: Tools {
                 helm: raw.helm.unwrap_or_else(|| "helm".into()),
                 kustomize: raw.kustomize.unwrap_or_else(|| "kustomize".into()),
+                templates: Runner::Process,
                 timeout: duration("render-timeout", raw.render_timeout.as_deref(), 90)?,
                 max_output: raw.max_output.unwrap_or(100 * 1024 * 1024),
                 kustomize_build_options,

@@ -15,7 +15,7 @@
 //!                          │          └─▶ store: last known good pins
 //!                          │         policy.select                       pure
 //!                          ▼ pins
-//!               placeholder::substitute ─▶ render ─▶ process ─▶ helm | kustomize
+//!               placeholder::substitute ─▶ render ─▶ process ─▶ helm (warm, or a process) | kustomize
 //!                          ▼ text
 //!               manifest::rewrite                                        pure
 //!                          ▼

@@ -1,8 +1,11 @@
-//! Runs one child process: Helm, Kustomize.
+//! Runs one child process: Helm, Kustomize. Or, for Helm's templates, lets a process do it that is there already: [`pool`].
 //!
 //! An argument vector goes in (never a shell), with a directory and a *complete* environment; standard output and error come out. The
 //! child has its own process group, which is killed as a whole at the deadline, when the caller goes away and when the output is too
 //! long: killing the leader alone leaves grandchildren that hold the pipes.
+
+pub mod pool;
+pub mod worker;
 
 use std::ffi::OsString;
 use std::io;
@@ -16,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use crate::image::printable;
+use pool::Pool;
 
 /// Standard error that is kept for a message, in bytes.
 const MAX_STDERR: usize = 64 * 1024;
@@ -87,6 +91,29 @@ impl ProcessError {
     }
 }
 
+/// What runs a child. Both ways give the same, byte for byte.
+#[derive(Clone, Debug, Default)]
+pub enum Runner {
+    #[default]
+    Process,
+    /// A process that is there already.
+    Pool(Arc<Pool>),
+}
+
+impl Runner {
+    /// Runs the child to its end. Dropping the future kills it.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError`]; a failed child's standard error is in it.
+    pub async fn run(&self, child: &Child) -> Result<Output, ProcessError> {
+        match self {
+            Self::Process => child.run().await,
+            Self::Pool(pool) => pool.run(child).await,
+        }
+    }
+}
+
 /// Kills the whole process group unless disarmed.
 struct Group(Option<Pid>);
 
@@ -135,11 +162,15 @@ impl Child {
             Ok(Ok(finished)) => finished,
         };
         group.0 = None;
-        let stderr = String::from_utf8_lossy(&stderr).into_owned();
-        if status.success() {
-            Ok(Output { stdout, stderr })
-        } else {
-            Err(ProcessError::Failed { command: self.command(), status: told(status), stderr: clean(&stderr) })
+        self.ended(if status.success() { None } else { Some(told(status)) }, stdout, &stderr)
+    }
+
+    /// What a child gives that ended: well, or with this status.
+    fn ended(&self, status: Option<String>, stdout: Vec<u8>, stderr: &[u8]) -> Result<Output, ProcessError> {
+        let stderr = String::from_utf8_lossy(stderr).into_owned();
+        match status {
+            None => Ok(Output { stdout, stderr }),
+            Some(status) => Err(ProcessError::Failed { command: self.command(), status, stderr: clean(&stderr) }),
         }
     }
 

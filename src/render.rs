@@ -20,7 +20,7 @@ use crate::image::{Repository, printable};
 use crate::parameters::Choice;
 use crate::placeholder::image::{ImageNotFound, beside_each};
 use crate::placeholder::{Scan, Site};
-use crate::process::ProcessError;
+use crate::process::{ProcessError, Runner};
 use crate::values::TooManyValues;
 use crate::workspace::{Checkout, WorkspaceError};
 use crate::yaml::YamlError;
@@ -31,6 +31,8 @@ use memo::Memo;
 pub struct Tools {
     pub helm: PathBuf,
     pub kustomize: PathBuf,
+    /// What runs `helm template`; Helm's other commands are processes.
+    pub templates: Runner,
     /// Longest time of one child process.
     pub timeout: Duration,
     /// Longest output of one child process, in bytes.

@@ -10,10 +10,13 @@ use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::generate::Generated;
+use crate::process::Runner;
+use crate::process::pool::Counts;
 use crate::render::memo::Memo;
 use crate::server::renders::Gauges;
 
@@ -31,6 +34,11 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RenderLabels {
     outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HelmLabels {
+    runner: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -113,7 +121,7 @@ fn buckets() -> Histogram {
 
 impl Metrics {
     /// Shows these numbers beside the renders'.
-    pub fn new(requests: &Requests, hits: &Hits, queue: &Gauges, memo: Option<&Memo>) -> Self {
+    pub fn new(requests: &Requests, hits: &Hits, queue: &Gauges) -> Self {
         let mut registry = Registry::with_prefix("pinion");
         let (renders, stale) = (Family::default(), Counter::default());
         let (seconds, phases) = (buckets(), Family::new_with_constructor(buckets as fn() -> Histogram));
@@ -129,11 +137,31 @@ impl Metrics {
         registry.register("registry_requests", "Requests to registries, by registry and status", requests.family.clone());
         registry.register("renders_waiting", "Renders that wait for their turn", queue.waiting.clone());
         registry.register("renders_running", "Renders that have their turn", queue.running.clone());
-        if let Some(memo) = memo {
-            registry.register("memo_texts", "Rendered texts that are kept", memo.texts.clone());
-            registry.register("memo_bytes", "Bytes of rendered texts that are kept, packed", memo.bytes.clone());
-        }
         Self { registry, renders, seconds, phases, stale, hits: hits.clone() }
+    }
+
+    /// Shows what is remembered of rendered texts.
+    pub fn memo(&mut self, memo: &Memo) {
+        self.registry.register("memo_texts", "Rendered texts that are kept", memo.texts.clone());
+        self.registry.register("memo_bytes", "Bytes of rendered texts that are kept, packed", memo.bytes.clone());
+    }
+
+    /// Shows what renders charts.
+    pub fn helm(&mut self, runner: &Runner, workers: &Counts) {
+        let helm: Family<HelmLabels, Gauge> = Family::default();
+        let runner = match runner {
+            Runner::Process => "process",
+            Runner::Pool(_) => "worker",
+        };
+        helm.get_or_create(&HelmLabels { runner }).set(1);
+        self.registry.register("helm", "What renders charts: `worker` or `process`", helm);
+        self.registry.register("helm_workers", "Warm Helm workers that live", workers.workers.clone());
+        self.registry.register("helm_worker_renders", "Renders that a warm worker did", workers.renders.clone());
+        self.registry.register(
+            "helm_worker_lost",
+            "Renders that a process did because a worker could not",
+            workers.again.clone(),
+        );
     }
 
     /// Counts a render.
@@ -181,7 +209,8 @@ mod tests {
     #[test]
     fn what_is_counted_is_shown() {
         let (requests, hits) = (Requests::default(), Hits::default());
-        let metrics = Metrics::new(&requests, &hits, &Gauges::default(), None);
+        let mut metrics = Metrics::new(&requests, &hits, &Gauges::default());
+        metrics.helm(&Runner::Process, &Counts::default());
         metrics.render(Outcome::Done, Duration::from_millis(7));
         metrics.render(Outcome::Failed, Duration::from_millis(7));
         metrics.phase("tool", Duration::from_millis(5));
@@ -197,6 +226,7 @@ mod tests {
             "pinion_registry_requests_total{registry=\"ghcr.io\",status=\"429\"} 1",
             "pinion_registry_requests_total{registry=\"ghcr.io\",status=\"none\"} 1",
             "pinion_renders_waiting 0",
+            "pinion_helm{runner=\"process\"} 1",
         ] {
             assert!(text.contains(line), "{text}");
         }
@@ -205,7 +235,7 @@ mod tests {
     #[test]
     fn applications_cannot_make_endless_numbers() {
         let requests = Requests::default();
-        let metrics = Metrics::new(&requests, &Hits::default(), &Gauges::default(), None);
+        let metrics = Metrics::new(&requests, &Hits::default(), &Gauges::default());
         (0..10_000).for_each(|number| requests.count(&format!("registry-{number}.example"), Some(200)));
         let lines = metrics.text().lines().filter(|line| line.starts_with("pinion_registry_requests_total")).count();
         assert_eq!(lines, MAX_REGISTRIES + 1);

@@ -23,6 +23,8 @@ use tonic::transport::Server;
 use super::{Outcome, client, configured, resolver};
 use crate::config;
 use crate::failure::chain;
+use crate::process::Runner;
+use crate::process::pool::{Counts, Limits, Pool};
 use crate::registry::{Client, RegistriesConfig};
 use crate::render::memo::Memo;
 use crate::resolve::Resolver;
@@ -93,6 +95,10 @@ pub struct Arguments {
     #[arg(long, env = "PINION_MEMO_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
     memo_bytes: u64,
 
+    /// Render charts in workers that stay, if the Helm program is a helm-worker; `false` starts a process for each
+    #[arg(long, env = "PINION_HELM_WORKERS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    helm_workers: bool,
+
     /// Address of the admin port: /healthz, /readyz, /metrics, and /api/v1/pins for loopback or with the token
     #[arg(long, env = "PINION_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     admin_address: SocketAddr,
@@ -128,10 +134,16 @@ impl Arguments {
         let admin = tokio::net::TcpListener::bind(self.admin_address).await;
         let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
 
+        let workers = Counts::default();
+        // Before there is a socket: nobody shall wait at it.
+        config.tools.templates = if self.helm_workers { runner(&config.tools.helm, &workers).await } else { Runner::Process };
         let renders = Renders::new(at_once).context("the threads that render cannot be started")?;
         let (requests, hits) = (Requests::default(), Hits::default());
         config.tools.memo = (self.memo_bytes > 0).then(|| Memo::new(self.memo_bytes));
-        let metrics = Arc::new(Metrics::new(&requests, &hits, &renders.gauges, config.tools.memo.as_ref()));
+        let mut metrics = Metrics::new(&requests, &hits, &renders.gauges);
+        config.tools.memo.iter().for_each(|memo| metrics.memo(memo));
+        metrics.helm(&config.tools.templates, &workers);
+        let metrics = Arc::new(metrics);
         let board = Arc::new(Board::default());
         let client = client(&config, requests);
         let resolver = Arc::new(resolver(&config, client.clone(), hits, None));
@@ -241,6 +253,20 @@ async fn follow(path: PathBuf, client: Client) {
             Err(error) => {
                 tracing::error!(error = %chain(&error), "registries.conf has changed and cannot be used: the one before stays in use");
             }
+        }
+    }
+}
+
+/// Warm workers where the Helm program is one, else a process for each render.
+async fn runner(helm: &Path, workers: &Counts) -> Runner {
+    match Pool::start(helm, Limits::default(), workers.clone()).await {
+        Ok(pool) => {
+            tracing::info!(helm = %helm.display(), confined = pool.is_confined(), "charts are rendered by warm workers");
+            Runner::Pool(pool)
+        }
+        Err(error) => {
+            tracing::info!(helm = %helm.display(), reason = %error, "charts are rendered by a process each: this Helm is no worker");
+            Runner::Process
         }
     }
 }

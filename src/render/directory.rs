@@ -183,6 +183,7 @@ fn matcher(parameter: &str, pattern: &str) -> Result<GlobMatcher, RenderError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::Runner;
     use std::fs;
     use std::time::Duration;
 
@@ -199,6 +200,7 @@ mod tests {
         let mut tools = Tools {
             helm: "helm".into(),
             kustomize: "kustomize".into(),
+            templates: Runner::Process,
             timeout: Duration::from_secs(10),
             max_output: 1,
             kustomize_build_options: Vec::new(),

@@ -19,7 +19,7 @@ use crate::image::{Repository, printable};
 use crate::parameters::HelmOptions;
 use crate::placeholder::image::ImageNotFound;
 use crate::placeholder::{Scan, Site};
-use crate::process::Child;
+use crate::process::{Child, Runner};
 use crate::values::Value;
 use crate::workspace::{ANY_DEPTH, Checkout, Workspace, WorkspaceError, shown};
 use crate::yaml::{NodeId, Tree};
@@ -297,7 +297,10 @@ impl Plan {
         for (path, text) in in_place {
             self.workspace.write(path, text)?;
         }
-        let output = child(tools, arguments, root.join(self.checkout.app()), &self.workspace.home()).run().await?;
+        // Workers have no network.
+        let is_remote = self.value_files.iter().any(|file| matches!(file, ValueFile::Remote(_)));
+        let runner = if is_remote { &Runner::Process } else { &tools.templates };
+        let output = runner.run(&child(tools, arguments, root.join(self.checkout.app()), &self.workspace.home())).await?;
         if !output.stderr.trim().is_empty() {
             tracing::debug!(stderr = %printable(output.stderr.trim()), "helm wrote to standard error");
         }

@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use serde_json::Value;
 
 use crate::support::argocd::{self, Serving};
-use crate::support::driver::{Driver, Ran, root};
+use crate::support::driver::{Driver, Ran, root, tool};
 use crate::support::registry::{FakeRegistry, Image};
 use crate::tree::{copy, needs, snapshot};
 
@@ -29,6 +29,9 @@ pub const API_VERSIONS: [&str; 6] = ["apps/v1", "apps/v1/Deployment", "batch/v1"
 fn every_case_gives_what_is_expected() {
     if !(needs("helm") && needs("kustomize")) {
         return;
+    }
+    if !needs("helm-worker") {
+        eprintln!("both doors use `helm` then");
     }
     let only = std::env::var("PINION_CASE").unwrap_or_default();
     let mut cases: Vec<PathBuf> = std::fs::read_dir(root().join("tests/cases"))
@@ -105,10 +108,15 @@ async fn run(case: &Path) -> Result<(), String> {
     if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
 }
 
-/// The same request through the other door: `pinion serve`, with a store of its own.
+/// The same request through the other door: `pinion serve`, with a store of its own, and with a warm Helm where there is one.
 async fn serve(driver: &Driver, checkout: &Path, path: &str) -> Result<String, tonic::Status> {
     let store = driver.home().join("store-of-serve").display().to_string();
-    let serving = Serving::start(env!("CARGO_BIN_EXE_pinion"), driver, &["--store", &store]);
+    // Messages tell the program's name.
+    let helm = driver.home().join("helm");
+    let worker = tool("helm-worker").or_else(|| tool("helm")).expect("the caller asked");
+    std::os::unix::fs::symlink(worker, &helm).expect("linked");
+    let serving =
+        Serving::start(env!("CARGO_BIN_EXE_pinion"), driver, &["--store", &store, "--helm", &helm.display().to_string()]);
     let messages = argocd::messages(&argocd::archive(checkout), path, &argocd::environment(driver), 1024);
     let mut client = serving.client().await;
     let answer = client.generate_manifest(tokio_stream::iter(messages)).await?;

@@ -22,3 +22,4 @@ mod purity;
 mod serve;
 mod traps;
 mod tree;
+mod worker;

@@ -121,7 +121,8 @@ async fn the_callers_deadline_is_kept_with_a_margin() {
     let tools = tempfile::tempdir().expect("a directory");
     let helm = tools.path().join("helm");
     let pid = tools.path().join("pid");
-    fs::write(&helm, format!("#!/bin/sh\necho $$ > {}\nexec sleep 61\n", pid.display())).expect("written");
+    fs::write(&helm, format!("#!/bin/sh\n[ $1 = serve ] && exit 1\necho $$ > {}\nexec sleep 61\n", pid.display()))
+        .expect("written");
     fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     let helm = helm.display().to_string();
     let serving = fixture.serve(&["--helm", &helm]);
@@ -312,23 +313,12 @@ async fn a_signal_lets_renders_finish_and_removes_the_socket() {
     assert!(answer.manifests.concat().contains("web:1.1.0"));
 }
 
-/// What the admin port answers, headers and all.
-pub async fn get(serving: &Serving, path: &str) -> String {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let mut stream = tokio::net::TcpStream::connect(&serving.admin).await.expect("the port");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.expect("sent");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("received");
-    answer
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_admin_port_tells_health_and_numbers() {
     let fixture = Fixture::new().await;
     let serving = fixture.serve(&[]);
     generate(&serving, fixture.messages(1024)).await.expect("manifests");
-    let get = async |path: &str| get(&serving, path).await;
+    let get = async |path: &str| serving.get(path).await;
     assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
     assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
     assert!(get("/metrics").await.contains("pinion_renders_total{outcome=\"Done\"} 1"));

@@ -13,7 +13,7 @@ use tar::{Builder, EntryType, Header};
 use tonic::Code;
 use tonic::transport::{Endpoint, Uri};
 
-use crate::serve::{Fixture, generate, get};
+use crate::serve::{Fixture, generate};
 use crate::support::argocd::{Serving, messages};
 
 /// Name, kind, target, content.
@@ -103,7 +103,7 @@ async fn messages_of_almost_a_hundred_mebibytes_go_both_ways() {
     assert!(archive.len() > 90 << 20);
     let tools = tempfile::tempdir().expect("a directory");
     let helm = tools.path().join("helm");
-    let script = "#!/bin/sh\nprintf 'apiVersion: v1\\nkind: ConfigMap\\ndata:\\n  a: \"'\nhead -c 95000000 /dev/zero | tr '\\0' x\nprintf '\"\\n'\n";
+    let script = "#!/bin/sh\n[ $1 = serve ] && exit 1\nprintf 'apiVersion: v1\\nkind: ConfigMap\\ndata:\\n  a: \"'\nhead -c 95000000 /dev/zero | tr '\\0' x\nprintf '\"\\n'\n";
     fs::write(&helm, script).expect("written");
     fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     let serving = fixture.serve(&["--helm", &helm.display().to_string()]);
@@ -121,7 +121,7 @@ async fn pings_are_answered_while_a_render_takes_its_time() {
     fs::write(fixture.checkout.path().join("app/Chart.yaml"), "apiVersion: v2\nname: x\nversion: 0.1.0\n").expect("written");
     let tools = tempfile::tempdir().expect("a directory");
     let helm = tools.path().join("helm");
-    fs::write(&helm, "#!/bin/sh\nsleep 4\nprintf 'apiVersion: v1\\nkind: Pod\\n'\n").expect("written");
+    fs::write(&helm, "#!/bin/sh\n[ $1 = serve ] && exit 1\nsleep 4\nprintf 'apiVersion: v1\\nkind: Pod\\n'\n").expect("written");
     fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     let serving = fixture.serve(&["--helm", &helm.display().to_string(), "--renders-at-once", "1"]);
     let socket = serving.socket();
@@ -140,7 +140,7 @@ async fn pings_are_answered_while_a_render_takes_its_time() {
     let call = client.generate_manifest(tokio_stream::iter(fixture.messages(1024)));
     let (answer, health) = tokio::join!(call, async {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        get(&serving, "/healthz").await
+        serving.get("/healthz").await
     });
     assert!(answer.expect("manifests").into_inner().manifests.concat().contains("kind: Pod"));
     assert!(health.starts_with("HTTP/1.1 200"));

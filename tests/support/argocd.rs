@@ -96,6 +96,17 @@ impl Serving {
         endpoint.connect_with_connector(connect).await.expect("a connection")
     }
 
+    /// What the admin port answers, with its head.
+    pub async fn get(&self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(&self.admin).await.expect("the port");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("received");
+        answer
+    }
+
     /// Sends a SIGTERM and waits for the end.
     pub fn terminate(&mut self) -> std::process::ExitStatus {
         let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a number");
