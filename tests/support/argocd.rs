@@ -75,25 +75,18 @@ impl Serving {
         list(tmp.join("_cmp_server")).into_iter().chain(others).collect()
     }
 
-    /// A connection with the authority that Argo CD 3.2 and later send: the escaped path of the socket, without its first slash.
+    /// A connection as Argo CD makes it.
     pub async fn client(&self) -> Client<Channel> {
-        self.client_as(&self.socket().display().to_string().trim_start_matches('/').replace('/', "%2F")).await
+        client(&self.socket()).await
     }
 
     pub async fn client_as(&self, authority: &str) -> Client<Channel> {
-        let origin: Uri = format!("http://{authority}").parse().expect("an authority");
-        Client::with_origin(self.channel().await, origin).max_decoding_message_size(100 << 20)
+        client_as(&self.socket(), authority).await
     }
 
     /// A connection to the socket.
     pub async fn channel(&self) -> Channel {
-        let socket = self.socket();
-        let connect = tower::service_fn(move |_: Uri| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        let endpoint = Endpoint::from_static("http://plugin");
-        endpoint.connect_with_connector(connect).await.expect("a connection")
+        channel(&self.socket()).await
     }
 
     /// What the admin port answers, with its head.
@@ -120,6 +113,26 @@ impl Drop for Serving {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A connection with the authority that Argo CD 3.2 and later send: the escaped path of the socket, without its first slash.
+pub async fn client(socket: &Path) -> Client<Channel> {
+    client_as(socket, &socket.display().to_string().trim_start_matches('/').replace('/', "%2F")).await
+}
+
+async fn client_as(socket: &Path, authority: &str) -> Client<Channel> {
+    let origin: Uri = format!("http://{authority}").parse().expect("an authority");
+    Client::with_origin(channel(socket).await, origin).max_decoding_message_size(100 << 20)
+}
+
+async fn channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    let connect = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    let endpoint = Endpoint::from_static("http://plugin");
+    endpoint.connect_with_connector(connect).await.expect("a connection")
 }
 
 /// The archive of a checkout, as repo-server makes it.
