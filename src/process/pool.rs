@@ -32,7 +32,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { start: Duration::from_secs(5), idle: Duration::from_secs(120), renders: 10_000, resident: 512 << 20 }
+        Self { start: Duration::from_secs(5), idle: Duration::from_secs(120), renders: 10_000, resident: 256 << 20 }
     }
 }
 

@@ -25,7 +25,7 @@ const MAX_MESSAGE: u32 = 4096;
 const ENVIRONMENT: [(&str, &str); 3] = [
     // Much less time for a few megabytes more; past the limit memory comes first.
     ("GOGC", "400"),
-    ("GOMEMLIMIT", "384MiB"),
+    ("GOMEMLIMIT", "192MiB"),
     // The library of Kubernetes looks for a configuration there when it starts. Without a home it would take the chart's directory.
     ("HOME", "/nonexistent"),
 ];
