@@ -59,6 +59,7 @@ fn main() {
 /// What the scenarios share.
 struct Bench {
     helm: PathBuf,
+    worker: Option<String>,
     runtime: Runtime,
     driver: Driver,
     _registry: FakeRegistry,
@@ -73,11 +74,18 @@ impl Bench {
         registry.tags("acme/web", ["1.3.9", "1.4.0", "1.4.1", WRITTEN, "1.5.0", "latest"]);
         // Nobody waits for the registry but the first.
         let driver = Driver::new(PROGRAM, &registry).env("PINION_TAGS_TTL", "1h");
-        Self { helm, runtime, driver, _registry: registry, commits: Cell::new(0) }
+        let worker = tool("helm-worker").map(|worker| worker.display().to_string());
+        Self { helm, worker, runtime, driver, _registry: registry, commits: Cell::new(0) }
     }
 
     fn repository(&self, tag: &str) -> Repository {
         Repository::small(&self.helm, tag)
+    }
+
+    /// Options that make Pinion use warm workers, where there is the program.
+    fn worker(&self) -> Option<Vec<&str>> {
+        let worker = self.worker.as_deref()?;
+        Some(vec!["--helm", worker])
     }
 
     fn commit(&self) -> usize {
@@ -151,14 +159,20 @@ fn small(bench: &Bench) {
     let mut rows = heading("a small chart");
     let chart_changed = |tag| bench.commits(ROUNDS, bench.repository(tag), Repository::change_chart);
     let unrelated = |tag| bench.commits(ROUNDS, bench.repository(tag), Repository::change_unrelated);
-    for (name, requests, aim) in [
-        ("the chart changes at each commit", chart_changed(WRITTEN), "0.85"),
-        ("the same with a placeholder", chart_changed(PLACEHOLDER), "0.85"),
-        ("another file changes at each commit", unrelated(WRITTEN), "0.10"),
-        ("the same with a placeholder", unrelated(PLACEHOLDER), "0.10"),
+    let worker = bench.worker();
+    for (name, requests, more, aim) in [
+        ("the chart changes at each commit", chart_changed(WRITTEN), Some(&[][..]), "0.85"),
+        ("the same with a placeholder", chart_changed(PLACEHOLDER), Some(&[]), "0.85"),
+        ("the same with warm workers", chart_changed(PLACEHOLDER), worker.as_deref(), "0.15"),
+        ("another file changes at each commit", unrelated(WRITTEN), Some(&[]), "0.10"),
+        ("the same with a placeholder", unrelated(PLACEHOLDER), Some(&[]), "0.10"),
     ] {
+        let Some(more) = more else {
+            eprintln!("SKIPPED serve: small: {name}: helm-worker is missing; run scripts/tools helm-worker");
+            continue;
+        };
         eprintln!("serve: small: {name}");
-        let servers = Servers::start(bench, &std::env::temp_dir(), &[], &requests[0]);
+        let servers = Servers::start(bench, &std::env::temp_dir(), more, &requests[0]);
         rows.push(row(name, bench.compare(&servers, &requests), aim));
     }
     table("One call at a time", &rows);
@@ -170,11 +184,11 @@ fn monorepo(bench: &Bench) {
     eprintln!("serve: monorepo: making {} archives", ROUNDS + 1);
     let requests = bench.commits(ROUNDS, Repository::monorepo(&bench.helm, PLACEHOLDER), Repository::change_unrelated);
     let bytes: usize = requests[0].iter().map(prost::Message::encoded_len).sum();
-    let again = vec![Arc::clone(&requests[0]); 2 * ROUNDS + 1];
     let mut rows = heading(&format!("{} MB compressed", bytes / 1_000_000));
     // What is built here is on a disk, which the temporary directory need not be.
     let disk = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    for (place, dir, aim) in [("in memory", Path::new("/dev/shm"), "0.40"), ("on disk", disk, "0.15")] {
+    // The other server needs many seconds on a disk.
+    for (place, dir, rounds, aim) in [("in memory", Path::new("/dev/shm"), ROUNDS, "0.40"), ("on disk", disk, 4, "0.15")] {
         if !dir.is_dir() {
             eprintln!("SKIPPED serve: monorepo {place}: `{}` is not there", dir.display());
             continue;
@@ -182,7 +196,8 @@ fn monorepo(bench: &Bench) {
         // A server that has run for a while drops an old archive for each new one.
         let servers = Servers::start(bench, dir, &["--keep-archives", "2"], &requests[ROUNDS]);
         eprintln!("serve: monorepo: {place}, a new archive each time");
-        rows.push(row(&format!("{place}, a new archive each time"), bench.compare(&servers, &requests), aim));
+        rows.push(row(&format!("{place}, a new archive each time"), bench.compare(&servers, &requests[..=rounds]), aim));
+        let again = vec![Arc::clone(&requests[0]); rounds + 1];
         eprintln!("serve: monorepo: {place}, the same archive again");
         rows.push(row(&format!("{place}, the same archive again"), bench.compare(&servers, &again), "0.10"));
     }
@@ -204,21 +219,28 @@ fn callers(bench: &Bench) {
             (0..CALLERS).map(change).collect()
         })
         .collect();
-    eprintln!("serve: callers: {CALLERS} at once");
-    let servers = Servers::start(bench, &std::env::temp_dir(), &[], &rounds[0][0]);
-    let next = |socket: PathBuf| {
-        let mut rounds = rounds.iter();
-        move || {
-            let requests = rounds.next().expect("requests for each round");
-            time(|| bench.runtime.block_on(all(&socket, requests, CALLERS)))
-        }
-    };
-    let [ours, theirs] = servers.sockets();
-    let times = take_turns(ROUNDS, [&mut next(ours), &mut next(theirs)]);
     let mut rows = heading(&format!("{CALLERS} charts, a caller each"));
-    rows.push(row("until all are answered", times, "0.85"));
-    let each = |time: Duration| format!("{:.1}", CALLERS as f64 / time.as_secs_f64());
-    rows.push(["renders in a second".into(), each(times[0]), each(times[1]), String::new(), String::new()]);
+    let worker = bench.worker();
+    for (name, more, aim) in [("a process for each", Some(&[][..]), "0.85"), ("warm workers", worker.as_deref(), "0.20")] {
+        let Some(more) = more else {
+            eprintln!("SKIPPED serve: callers: {name}: helm-worker is missing; run scripts/tools helm-worker");
+            continue;
+        };
+        eprintln!("serve: callers: {CALLERS} at once, {name}");
+        let servers = Servers::start(bench, &std::env::temp_dir(), more, &rounds[0][0]);
+        let next = |socket: PathBuf| {
+            let mut rounds = rounds.iter();
+            move || {
+                let requests = rounds.next().expect("requests for each round");
+                time(|| bench.runtime.block_on(all(&socket, requests, CALLERS)))
+            }
+        };
+        let [ours, theirs] = servers.sockets();
+        let times = take_turns(ROUNDS, [&mut next(ours), &mut next(theirs)]);
+        rows.push(row(&format!("{name}: until all are answered"), times, aim));
+        let each = |time: Duration| format!("{:.1}", CALLERS as f64 / time.as_secs_f64());
+        rows.push([format!("{name}: renders in a second"), each(times[0]), each(times[1]), String::new(), String::new()]);
+    }
     table("Callers at once", &rows);
 }
 

@@ -9,6 +9,7 @@ pub mod directory;
 pub mod helm;
 pub mod kustomize;
 pub mod memo;
+pub mod schema;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

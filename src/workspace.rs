@@ -151,6 +151,23 @@ impl Checkout {
         Ok(missing > 0)
     }
 
+    /// Writes changed texts over files of a checkout that is this render's own. Returns whether it did: not where it is somebody else's,
+    /// nor where there are links, behind which a file may stand in two places.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Io`].
+    pub fn overwrite(&self, files: &[(&PathBuf, &String)]) -> Result<bool, WorkspaceError> {
+        if self.tree.as_ref().is_none_or(|tree| tree.has_links()) {
+            return Ok(false);
+        }
+        for (path, text) in files {
+            let inside = self.find(Path::new(""), &path.to_string_lossy())?;
+            fs::write(self.root.join(inside), text).map_err(|error| WorkspaceError::io(path, error))?;
+        }
+        Ok(true)
+    }
+
     /// A digest of everything of it that is on disk; [`None`] where that is not known.
     pub fn digest(&self) -> Option<[u8; 32]> {
         self.tree.as_ref().map(|tree| tree.digest())
@@ -375,9 +392,6 @@ impl Workspace {
     pub fn create() -> Result<Self, WorkspaceError> {
         let dir = tempfile::Builder::new().prefix("pinion-").tempdir();
         let dir = dir.map_err(|error| WorkspaceError::io(&std::env::temp_dir(), error))?;
-        for part in ["files", "home", "checkout"] {
-            fs::create_dir(dir.path().join(part)).map_err(|error| WorkspaceError::io(dir.path(), error))?;
-        }
         Ok(Self { dir, copied: Vec::new() })
     }
 
@@ -387,8 +401,21 @@ impl Workspace {
     }
 
     /// A home for tools, empty at first.
-    pub fn home(&self) -> PathBuf {
-        self.dir.path().join("home")
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError::Io`].
+    pub fn home(&self) -> Result<PathBuf, WorkspaceError> {
+        self.part("home")
+    }
+
+    /// A directory in it, made when it is first asked for.
+    fn part(&self, name: &str) -> Result<PathBuf, WorkspaceError> {
+        let path = self.dir.path().join(name);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(WorkspaceError::io(&path, error)),
+            _ => Ok(path),
+        }
     }
 
     /// The root of the copied part of the checkout.
@@ -402,7 +429,7 @@ impl Workspace {
     ///
     /// [`WorkspaceError::Io`].
     pub fn write_extra(&self, name: &str, text: &str) -> Result<PathBuf, WorkspaceError> {
-        let path = self.dir.path().join("files").join(name);
+        let path = self.part("files")?.join(name);
         fs::write(&path, text).map_err(|error| WorkspaceError::io(&path, error))?;
         Ok(path)
     }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::GzDecoder;
 use serde::Deserialize;
 
-use super::{Data, RenderError, Source};
+use super::{Data, RenderError, Source, schema};
 use crate::workspace::{Checkout, WorkspaceError, shown};
 
 /// Dependencies of dependencies, at most this deep.
@@ -40,6 +40,8 @@ pub struct Chart {
     pub conditions: Vec<String>,
     /// `tags` of its declaration.
     pub tags: Vec<String>,
+    /// What its schema of values would have fetched.
+    pub fetches: Vec<String>,
 }
 
 /// A chart's `values.yaml`.
@@ -128,6 +130,8 @@ impl Reader<'_> {
         if let Some(text) = files.read(&dir.join("requirements.yaml"))? {
             declared.extend(parse(&dir.join("requirements.yaml"), &text)?.dependencies);
         }
+        let schema = files.read(&dir.join("values.schema.json"))?;
+        let fetches = schema.as_deref().map(schema::foreign).unwrap_or_default();
         let values = match (files, files.read(&dir.join("values.yaml"))?) {
             (_, None) => None,
             (Files::Archive(_), Some(text)) => Some(Values::Packed(text)),
@@ -176,7 +180,7 @@ impl Reader<'_> {
         let is_missing = |declared: &&Declared| found.iter().all(|(name, _)| *name != declared.name);
         let missing = declared.iter().filter(is_missing).cloned().collect();
         let dependencies = found.into_iter().map(|(_, chart)| chart).collect();
-        Ok(Chart { key, values, dependencies, declared, missing, ..Chart::default() })
+        Ok(Chart { key, values, dependencies, declared, missing, fetches, ..Chart::default() })
     }
 }
 
@@ -190,32 +194,59 @@ fn parse(path: &Path, text: &str) -> Result<ChartFile, RenderError> {
         .map_err(|error| RenderError::invalid(format!("`{}` is not what Helm expects: {error}", shown(path))))
 }
 
-/// The `Chart.yaml` and `values.yaml` files of an archive. What is no archive is left to Helm to complain about.
+/// What is read of the charts in an archive.
+const WANTED: [&str; 4] = ["Chart.yaml", "values.yaml", "requirements.yaml", "values.schema.json"];
+
+/// The files of interest in an archive. What is no archive is left to Helm to complain about.
 fn unpack(checkout: &Checkout, path: &Path) -> Result<BTreeMap<String, String>, RenderError> {
     let inside = checkout.find(Path::new(""), &path.to_string_lossy())?;
     let mut files = BTreeMap::new();
-    let Ok(file) = std::fs::File::open(checkout.root().join(inside)) else { return Ok(files) };
-    let mut archive = tar::Archive::new(GzDecoder::new(file).take(MAX_UNPACKED));
-    let Ok(entries) = archive.entries() else { return Ok(files) };
-    for entry in entries {
-        let Ok(entry) = entry else { break };
-        let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
-        let wanted = ["Chart.yaml", "values.yaml", "requirements.yaml"].iter().any(|file| name.rsplit('/').next() == Some(file));
-        if !wanted || !entry.header().entry_type().is_file() || name.split('/').any(|part| part == "templates") {
-            continue;
-        }
-        let mut text = String::new();
-        if entry.take(MAX_ENTRY).read_to_string(&mut text).is_ok() {
-            files.insert(name, text);
-        }
+    if let Ok(file) = std::fs::File::open(checkout.root().join(inside)) {
+        read_archive(&mut GzDecoder::new(file).take(MAX_UNPACKED), "", 0, &mut files);
     }
     Ok(files)
+}
+
+/// Reads an archive; one inside stands for the directory that it holds.
+fn read_archive(archive: &mut dyn Read, above: &str, depth: usize, files: &mut BTreeMap<String, String>) {
+    let mut archive = tar::Archive::new(archive);
+    let Ok(entries) = archive.entries() else { return };
+    for entry in entries {
+        let Ok(mut entry) = entry else { break };
+        let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
+        let (dir, file) = name.rsplit_once('/').unwrap_or(("", &name));
+        if !entry.header().entry_type().is_file() || dir.split('/').any(|part| part == "templates") {
+            continue;
+        }
+        if file.ends_with(".tgz") && dir.ends_with("charts") && depth < MAX_DEPTH {
+            let inner = &mut GzDecoder::new(&mut entry).take(MAX_UNPACKED);
+            read_archive(inner, &format!("{above}{dir}/"), depth + 1, files);
+        } else if WANTED.contains(&file) {
+            let mut text = String::new();
+            if entry.take(MAX_ENTRY).read_to_string(&mut text).is_ok() {
+                files.insert(format!("{above}{name}"), text);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs;
+
+    fn append(builder: &mut tar::Builder<impl std::io::Write>, path: &str, content: &[u8]) {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, path, content).expect("an entry");
+    }
+
+    fn packed(entries: &[(&str, &[u8])]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+        entries.iter().for_each(|(path, content)| append(&mut builder, path, content));
+        builder.into_inner().and_then(flate2::write::GzEncoder::finish).expect("an archive")
+    }
 
     fn fixture() -> (tempfile::TempDir, Checkout) {
         let dir = tempfile::tempdir().expect("a directory");
@@ -237,15 +268,14 @@ mod tests {
             flate2::Compression::fast(),
         );
         let mut builder = tar::Builder::new(gz);
+        let inner = packed(&[("deep/Chart.yaml", b"name: deep\n"), ("deep/values.schema.json", br#"{"$ref": "http://x/y"}"#)]);
         for (path, text) in [
-            ("cache/Chart.yaml", "name: cache\n"),
-            ("cache/values.yaml", "c: 1\n"),
-            ("cache/charts/sub/Chart.yaml", "name: sub\n"),
+            ("cache/Chart.yaml", &b"name: cache\n"[..]),
+            ("cache/values.yaml", b"c: 1\n"),
+            ("cache/charts/sub/Chart.yaml", b"name: sub\n"),
+            ("cache/charts/deep-1.tgz", &inner),
         ] {
-            let mut header = tar::Header::new_gnu();
-            header.set_size(text.len() as u64);
-            header.set_mode(0o644);
-            builder.append_data(&mut header, path, text.as_bytes()).expect("an entry");
+            append(&mut builder, path, text);
         }
         builder.into_inner().and_then(flate2::write::GzEncoder::finish).expect("an archive");
         let checkout = Checkout::open(dir.path(), Some("")).expect("a checkout");
@@ -260,7 +290,9 @@ mod tests {
         let keys: Vec<&str> = chart.dependencies.iter().map(|chart| chart.key.as_str()).collect();
         assert_eq!(keys, ["cache", "front", "back"]);
         assert!(matches!(&chart.dependencies[0].values, Some(Values::Packed(text)) if text == "c: 1\n"));
-        assert_eq!(chart.dependencies[0].dependencies[0].key, "sub");
+        let packed = &chart.dependencies[0].dependencies;
+        assert_eq!(packed.iter().map(|chart| chart.key.as_str()).collect::<Vec<_>>(), ["deep", "sub"]);
+        assert_eq!((packed[0].fetches.as_slice(), packed[1].fetches.len()), (&["http://x/y".to_owned()][..], 0));
         assert_eq!(chart.dependencies[1].conditions, ["front.enabled", "x.y"]);
         let missing: Vec<&str> = chart.missing.iter().map(|declared| declared.name.as_str()).collect();
         assert_eq!(missing, ["gone"]);

@@ -44,6 +44,8 @@ pub struct Plan {
     set_files: Vec<(String, PathBuf)>,
     /// Does nothing come from the network?
     is_local: bool,
+    /// Does the schema of the values come from the network?
+    fetches: bool,
     /// Did the last text come from the memo?
     pub(super) is_recalled: bool,
     options: HelmOptions,
@@ -90,6 +92,7 @@ impl Plan {
             chart_at = Checkout::open(&workspace.root().join(checkout.app()), Some(&checkout.app().to_string_lossy()))?;
             chart = chart::read(&chart_at, chart_at.app(), &mut data)?;
         }
+        let fetches = if options.skip_schema_validation { false } else { fetches(&chart, tools)? };
         let mut value_files = Vec::new();
         for file in value_files_of(checkout, application, &options, tools)? {
             value_files.push(match file {
@@ -125,7 +128,7 @@ impl Plan {
             })?;
             set_files.push((name.clone(), checkout.root().join(found)));
         }
-        let is_local = is_local && value_files.iter().all(|file| matches!(file, ValueFile::Local(..)));
+        let is_local = is_local && !fetches && value_files.iter().all(|file| matches!(file, ValueFile::Local(..)));
         let pick = |own: &Option<String>, other: &str| own.clone().unwrap_or_else(|| other.to_owned());
         Ok(Self {
             release: pick(&options.release_name, application.short_name()),
@@ -147,6 +150,7 @@ impl Plan {
             sets,
             set_files,
             is_local,
+            fetches,
             is_recalled: false,
             options,
         })
@@ -290,17 +294,21 @@ impl Plan {
         });
         let in_place: Vec<_> = in_place.collect();
         let is_copied = self.chart_at.root() != self.checkout.root();
-        if !in_place.is_empty() && !is_copied {
-            self.workspace.copy(&self.checkout, self.checkout.app())?;
-        }
-        let root = if in_place.is_empty() && !is_copied { self.checkout.root().to_owned() } else { self.workspace.root() };
-        for (path, text) in in_place {
-            self.workspace.write(path, text)?;
-        }
+        let root = if !is_copied && (in_place.is_empty() || self.checkout.overwrite(&in_place)?) {
+            self.checkout.root().to_owned()
+        } else {
+            if !is_copied {
+                self.workspace.copy(&self.checkout, self.checkout.app())?;
+            }
+            for (path, text) in in_place {
+                self.workspace.write(path, text)?;
+            }
+            self.workspace.root()
+        };
         // Workers have no network.
-        let is_remote = self.value_files.iter().any(|file| matches!(file, ValueFile::Remote(_)));
+        let is_remote = self.fetches || self.value_files.iter().any(|file| matches!(file, ValueFile::Remote(_)));
         let runner = if is_remote { &Runner::Process } else { &tools.templates };
-        let output = runner.run(&child(tools, arguments, root.join(self.checkout.app()), &self.workspace.home())).await?;
+        let output = runner.run(&child(tools, arguments, root.join(self.checkout.app()), &self.workspace.home()?)).await?;
         if !output.stderr.trim().is_empty() {
             tracing::debug!(stderr = %printable(output.stderr.trim()), "helm wrote to standard error");
         }
@@ -345,6 +353,25 @@ fn disabled<'c>(chart: &'c Chart, root: &Value, path: &[&'c str]) -> Vec<Vec<&'c
     found
 }
 
+/// Does the schema of a chart's values, or of a dependency's, lead to an address that the operator permits? Others are refused.
+fn fetches(chart: &Chart, tools: &Tools) -> Result<bool, RenderError> {
+    let mut found = !chart.fetches.is_empty();
+    for reference in &chart.fetches {
+        let scheme = reference.split_once("://").map_or("", |(scheme, _)| scheme);
+        let is_permitted = ["http", "https"].contains(&scheme) && tools.value_file_schemes.iter().any(|known| known == scheme);
+        if !is_permitted {
+            let what = format!("`values.schema.json` refers to `{}`, which is not permitted", printable(reference));
+            let hint =
+                "keep the schema in one file, with references such as `#/$defs/port`; or set `helm-skip-schema-validation`";
+            return Err(RenderError::Invalid { what, hint: Some(hint.into()) });
+        }
+    }
+    for dependency in &chart.dependencies {
+        found |= fetches(dependency, tools)?;
+    }
+    Ok(found)
+}
+
 /// Helm in a home of its own, without plugins.
 fn child(tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Path) -> Child {
     let below = |name: &str| home.join(name).into_os_string();
@@ -375,7 +402,7 @@ async fn build_dependencies(
 ) -> Result<(), RenderError> {
     workspace.copy(checkout, checkout.app())?;
     let directory = workspace.root().join(checkout.app());
-    let home = workspace.home();
+    let home = workspace.home()?;
     tracing::info!(
         charts = chart.missing.iter().map(|chart| chart.name.as_str()).collect::<Vec<_>>().join(", "),
         "building dependencies"

@@ -212,7 +212,7 @@ impl Plan {
             }
         }
         let app = root.join(self.checkout.app());
-        let home = workspace.home();
+        let home = workspace.home()?;
         let (before, after): (Vec<_>, Vec<_>) = edits.into_iter().partition(|edit| edit[2] != "component");
         for edit in before {
             self.child(tools, edit, app.clone(), &home).run().await?;

@@ -21,7 +21,7 @@ use super::pack::{Entry, Name, Pack};
 #[derive(Debug)]
 pub struct Materialised {
     pack: Arc<Pack>,
-    dir: TempDir,
+    dir: Option<TempDir>,
     root: PathBuf,
     /// Files get the archive's permissions instead of 0644.
     keep_modes: bool,
@@ -44,7 +44,7 @@ impl Materialised {
     /// When the directory is not there.
     pub fn new(pack: Arc<Pack>, dir: TempDir, keep_modes: bool) -> io::Result<Self> {
         let root = std::fs::canonicalize(dir.path())?;
-        Ok(Self { pack, dir, root, keep_modes, state: Mutex::default() })
+        Ok(Self { pack, dir: Some(dir), root, keep_modes, state: Mutex::default() })
     }
 
     /// Where it stands: absolute, without links.
@@ -84,6 +84,12 @@ impl Materialised {
             }
             Ok(state.written.len() - before)
         })
+    }
+
+    /// Does a link stand on disk?
+    pub fn has_links(&self) -> bool {
+        let is_link = |name: &Name| matches!(self.pack.get(name), Some(Entry::Link { .. }));
+        self.state(|state| state.written.keys().any(is_link))
     }
 
     /// A digest of everything that stands on disk: names, kinds, permissions, contents.
@@ -144,10 +150,15 @@ impl Materialised {
         state.written.insert(name.into(), hash.finalize().into());
         Ok(())
     }
+}
 
-    /// The directory that is removed in the end.
-    pub fn path(&self) -> &Path {
-        self.dir.path()
+impl Drop for Materialised {
+    /// Removes the directory, behind the answer where there is a runtime.
+    fn drop(&mut self) {
+        let dir = self.dir.take();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(dir));
+        }
     }
 }
 
@@ -235,7 +246,7 @@ mod tests {
     #[test]
     fn it_goes_with_its_last_user() {
         let tree = materialised();
-        let path = tree.path().to_owned();
+        let path = tree.root().to_owned();
         tree.reveal_all(Path::new("")).expect("written");
         drop(tree);
         assert!(!path.exists());

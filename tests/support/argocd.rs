@@ -66,13 +66,20 @@ impl Serving {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// What is unpacked or copied at the moment.
+    /// What is left of requests: they are cleared away behind the answers, which is waited for.
     pub fn left_behind(&self) -> Vec<PathBuf> {
         let list =
             |dir: PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>();
         let tmp = self.dir.path().join("tmp");
-        let others = list(tmp.clone()).into_iter().filter(|path| !path.ends_with("_cmp_server"));
-        list(tmp.join("_cmp_server")).into_iter().chain(others).collect()
+        let started = Instant::now();
+        loop {
+            let others = list(tmp.clone()).into_iter().filter(|path| !path.ends_with("_cmp_server"));
+            let left: Vec<PathBuf> = list(tmp.join("_cmp_server")).into_iter().chain(others).collect();
+            if left.is_empty() || started.elapsed() > Duration::from_secs(5) {
+                return left;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// A connection as Argo CD makes it.
