@@ -49,9 +49,8 @@ pub struct Tools {
 }
 
 /// Variables that a child inherits: where to find programs, and how to reach the network.
-const INHERITED: [&str; 12] = [
+const INHERITED: [&str; 11] = [
     "PATH",
-    "TMPDIR",
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
@@ -157,7 +156,7 @@ impl Plan {
     /// [`RenderError`], for a missing or unreadable file, or a path that leads out of the checkout.
     pub async fn prepare(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
         let plan = Self::prepare_once(checkout, application, tools).await;
-        if lacks_files(&plan, checkout)? { Self::prepare_once(checkout, application, tools).await } else { plan }
+        if lacks_files(&plan, checkout) { Self::prepare_once(checkout, application, tools).await } else { plan }
     }
 
     async fn prepare_once(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
@@ -233,11 +232,11 @@ impl Plan {
             Self::Directory(_) if !targets.kustomize.is_empty() => wrong("Kustomize"),
             Self::Helm(plan) => {
                 let rendered = plan.run(changed, targets, tools).await;
-                if lacks_files(&rendered, plan.checkout())? { plan.run(changed, targets, tools).await } else { rendered }
+                if lacks_files(&rendered, plan.checkout()) { plan.run(changed, targets, tools).await } else { rendered }
             }
             Self::Kustomize(plan) => {
                 let rendered = plan.run(changed, targets, tools).await;
-                if lacks_files(&rendered, plan.checkout())? { plan.run(changed, targets, tools).await } else { rendered }
+                if lacks_files(&rendered, plan.checkout()) { plan.run(changed, targets, tools).await } else { rendered }
             }
             Self::Directory(plan) => Ok(plan.run(changed)),
         }
@@ -246,10 +245,14 @@ impl Plan {
 
 /// Did a tool fail that may have looked for a file which is not on disk yet? Then it is now, with all others: what is written out
 /// beforehand is a guess, and what is rendered must not depend on it.
-fn lacks_files<T>(result: &Result<T, RenderError>, checkout: &Checkout) -> Result<bool, RenderError> {
+fn lacks_files<T>(result: &Result<T, RenderError>, checkout: &Checkout) -> bool {
     match result {
-        Err(RenderError::Process(ProcessError::Failed { .. })) => Ok(checkout.complete()?),
-        _ => Ok(false),
+        Err(RenderError::Process(ProcessError::Failed { .. })) => checkout.complete().unwrap_or_else(|error| {
+            // The tool's own error tells more.
+            tracing::warn!(error = %crate::failure::chain(&error), "not everything could be written out for a tool that failed");
+            false
+        }),
+        _ => false,
     }
 }
 
@@ -269,6 +272,8 @@ fn environment(home: &Path, more: &[(&str, OsString)]) -> Vec<(OsString, OsStrin
     let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
     let homes = ["HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"];
     let homes = homes.iter().map(|name| (OsString::from(name), home.as_os_str().to_owned()));
+    // What a tool leaves there when it is killed goes with the home.
+    let homes = homes.chain([(OsString::from("TMPDIR"), home.as_os_str().to_owned())]);
     let more = more.iter().map(|(name, value)| (OsString::from(name), value.clone()));
     inherited.chain(homes).chain(more).collect()
 }

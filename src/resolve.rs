@@ -15,6 +15,7 @@ use futures::future::{BoxFuture, FutureExt, Shared};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use moka::sync::Cache as Memory;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::failure::chain;
@@ -103,7 +104,7 @@ impl ResolveError {
 /// Answers questions.
 pub struct Resolver<S> {
     asking: Arc<Asking<S>>,
-    under_way: Mutex<HashMap<String, Lookup>>,
+    under_way: Mutex<HashMap<String, (Lookup, AbortHandle)>>,
 }
 
 /// A lookup that several may wait for.
@@ -220,8 +221,9 @@ impl<S: TagSource + 'static> Resolver<S> {
     /// The lookup of a question: the one that is under way, or a new one, which goes on when nobody waits for it any more.
     fn lookup(&self, key: &str, question: &Question) -> Lookup {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        under_way.retain(|_, lookup| lookup.peek().is_none());
-        if let Some(lookup) = under_way.get(key) {
+        // What has ended is no answer to a later question.
+        under_way.retain(|_, (_, task)| !task.is_finished());
+        if let Some((lookup, _)) = under_way.get(key) {
             return lookup.clone();
         }
         let (asking, key, question) = (Arc::clone(&self.asking), key.to_owned(), question.clone());
@@ -235,8 +237,9 @@ impl<S: TagSource + 'static> Resolver<S> {
         }
         let broken = ResolveError::Broken { question: question_name };
         let task = tokio::spawn(work);
+        let handle = task.abort_handle();
         let lookup = task.map(|ended| ended.unwrap_or(Err(broken))).boxed().shared();
-        under_way.insert(name, lookup.clone());
+        under_way.insert(name, (lookup.clone(), handle));
         lookup
     }
 }
@@ -260,6 +263,7 @@ impl<S: TagSource> Asking<S> {
     async fn look_up(&self, key: &str, question: &Question) -> Result<Pin, ResolveError> {
         if let Some(neighbour) = &self.settings.neighbour
             && let Some((pin, at)) = neighbour.ask(key, question).await
+            && is_fresh(at, self.settings.tags_ttl)
         {
             self.keep(key, &pin, at).await;
             return Ok(pin);

@@ -58,6 +58,17 @@ pub struct Service<S> {
 }
 
 impl<S: TagSource + 'static> Service<S> {
+    /// Receives a request until the deadline.
+    async fn received(
+        &self,
+        deadline: Option<Instant>,
+        request: Request<Streaming<AppStreamRequest>>,
+        what: &str,
+    ) -> Result<Received, Status> {
+        let received = before(deadline, self.reception.receive(request.into_inner())).await;
+        received.map_err(|status| within(what, &status))
+    }
+
     /// Renders when its turn has come.
     async fn manifests(&self, received: &Received, deadline: Option<Instant>) -> Result<Generated, Status> {
         let application = application(received)?;
@@ -140,8 +151,14 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
     ) -> Result<Response<ManifestResponse>, Status> {
         let deadline = deadline(request.metadata());
         let arrived = Instant::now();
-        let received = self.reception.receive(request.into_inner()).await;
-        let received = received.map_err(|status| within("generate manifest error receiving stream", &status))?;
+        let received = match self.received(deadline, request, "generate manifest error receiving stream").await {
+            Ok(received) => received,
+            Err(status) => {
+                tracing::error!(error = status.message(), "a request could not be received");
+                self.metrics.render(Outcome::Failed, arrived.elapsed());
+                return Err(status);
+            }
+        };
         let receive = arrived.elapsed();
         let started = Instant::now();
         let generated = before(deadline, self.manifests(&received, deadline)).await;
@@ -205,8 +222,7 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
         request: Request<Streaming<AppStreamRequest>>,
     ) -> Result<Response<ParametersAnnouncementResponse>, Status> {
         let deadline = deadline(request.metadata());
-        let received = self.reception.receive(request.into_inner()).await;
-        let received = received.map_err(|status| within("parameters announcement error receiving stream", &status))?;
+        let received = self.received(deadline, request, "parameters announcement error receiving stream").await?;
         let parameter_announcements = before(deadline, self.announce(&received)).await?;
         Ok(Response::new(ParametersAnnouncementResponse { parameter_announcements }))
     }

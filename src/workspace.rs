@@ -459,6 +459,69 @@ impl Workspace {
         Ok(())
     }
 
+    /// Copies a directory of the checkout to the same place here, and what links in it lead to; a link stays one. A tool that goes by
+    /// where a file really stands finds everything as in the checkout.
+    ///
+    /// # Errors
+    ///
+    /// [`WorkspaceError`], also past the bounds on files and bytes.
+    pub fn copy_linked(&mut self, checkout: &Checkout, dir: &Path) -> Result<(), WorkspaceError> {
+        checkout.materialise(dir)?;
+        let mut budget = Budget::default();
+        let mut waiting = vec![dir.to_owned()];
+        while let Some(dir) = waiting.pop() {
+            if self.copied.iter().any(|copied| dir.starts_with(copied)) {
+                continue;
+            }
+            self.copy_one(checkout, &dir, &mut budget, &mut waiting)?;
+            self.copied.push(dir);
+        }
+        Ok(())
+    }
+
+    /// Copies one directory; what links lead to is left waiting.
+    fn copy_one(
+        &self,
+        checkout: &Checkout,
+        dir: &Path,
+        budget: &mut Budget,
+        waiting: &mut Vec<PathBuf>,
+    ) -> Result<(), WorkspaceError> {
+        let to = self.root().join(dir);
+        let failed = |error| WorkspaceError::io(dir, error);
+        if checkout.root.join(dir).is_file() {
+            if !to.exists() {
+                budget.take(dir, 0)?;
+                let parent = to.parent().expect("a file has a parent");
+                fs::create_dir_all(parent).and_then(|()| fs::copy(checkout.root.join(dir), &to)).map_err(failed)?;
+            }
+            return Ok(());
+        }
+        fs::create_dir_all(&to).map_err(failed)?;
+        for entry in fs::read_dir(checkout.root.join(dir)).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let (path, kind) = (dir.join(entry.file_name()), entry.file_type().map_err(failed)?);
+            let to = to.join(entry.file_name());
+            budget.take(dir, if kind.is_file() { entry.metadata().map_err(failed)?.len() } else { 0 })?;
+            if kind.is_symlink() {
+                // A dangling link is left to the tool, which may never look at it.
+                let Ok(target) = fs::canonicalize(entry.path()) else { continue };
+                let Ok(target) = target.strip_prefix(&checkout.root) else {
+                    return Err(WorkspaceError::Outside { path: shown(&path) });
+                };
+                if !to.is_symlink() {
+                    std::os::unix::fs::symlink(materialise::way(&path, target), &to).map_err(failed)?;
+                }
+                waiting.push(target.to_owned());
+            } else if kind.is_dir() && entry.file_name() != ".git" {
+                self.copy_one(checkout, &path, budget, waiting)?;
+            } else if kind.is_file() && !to.exists() {
+                fs::copy(entry.path(), &to).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Replaces a copied file's text.
     ///
     /// # Errors

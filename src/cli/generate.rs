@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
@@ -15,6 +15,9 @@ use crate::pin::{self, Freshness, Pin};
 use crate::resolve::neighbour::Neighbour;
 use crate::telemetry::{Hits, Requests};
 use crate::workspace::Checkout;
+
+/// The longest wait for a `pinion serve`, before the registry is asked.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Render an application and print its manifests
 ///
@@ -80,11 +83,8 @@ impl Arguments {
             application.name = checkout.app_dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
         }
         let client = client(&config, Requests::default());
-        let neighbour = Neighbour {
-            socket: config.pins_socket.clone(),
-            configuration: client.configuration(),
-            patience: config.lookup_timeout / 2,
-        };
+        let neighbour =
+            Neighbour { socket: config.pins_socket.clone(), configuration: client.configuration(), patience: PATIENCE };
         let resolver = resolver(&config, client, Hits::default(), Some(neighbour));
         let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver, None).await?;
         for note in &generated.notes {

@@ -44,7 +44,10 @@ use crate::workspace::archive::Bounds;
 const DRAIN: Duration = Duration::from_secs(25);
 
 /// Bytes of an archive that may be under way: with HTTP/2's own 64 KiB a client waits for us again and again.
-const WINDOW: u32 = 4 << 20;
+const WINDOW: u32 = 1 << 20;
+
+/// What the numbers are written in.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// How often registries.conf is looked at.
 const REREAD: Duration = Duration::from_secs(5);
@@ -123,16 +126,21 @@ impl Arguments {
         }
         let plugin = Plugin::load(&self.config_dir_path)?;
         let mut config = configured(self.config)?;
+        let known = config.registries_conf.as_deref().and_then(|path| std::fs::read(path).ok());
         let socket_path = self.socket_dir.join(format!("{}.sock", plugin.stem));
         // Before anything is touched that is another server's.
         Socket::check(&socket_path).context("the plugin socket cannot be made")?;
+        let admin = tokio::net::TcpListener::bind(self.admin_address).await;
+        let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
         let work_dir = self.work_dir.unwrap_or_else(std::env::temp_dir).join("_cmp_server");
         let _ = std::fs::remove_dir_all(&work_dir);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&work_dir);
         made.with_context(|| format!("`{}` cannot be made", work_dir.display()))?;
+        // What a render writes elsewhere goes there too, and so goes away with the next start at the latest.
+        if tempfile::env::override_temp_dir(&work_dir).is_err() {
+            tracing::warn!("copies of files go to the system's directory for temporary ones");
+        }
         let at_once = self.renders_at_once.filter(|count| *count > 0).unwrap_or_else(|| 2 * processors());
-        let admin = tokio::net::TcpListener::bind(self.admin_address).await;
-        let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
 
         let workers = Counts::default();
         // Before there is a socket: nobody shall wait at it.
@@ -150,7 +158,7 @@ impl Arguments {
         let mut tasks = JoinSet::new();
         let pins_socket = listen_for_pins(&config.pins_socket, &resolver, &client, &mut tasks);
         if let Some(path) = config.registries_conf.clone() {
-            tasks.spawn(follow(path, client));
+            tasks.spawn(follow(path, known, client));
         }
         let reception = Reception {
             work_dir,
@@ -186,7 +194,7 @@ impl Arguments {
         let routes = Router::new()
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(async || "ok\n"))
-            .route("/metrics", get(move || async move { metrics.text() }))
+            .route("/metrics", get(move || async move { ([(CONTENT_TYPE, OPENMETRICS)], metrics.text()) }))
             .route("/api/v1/pins", get(move |peer, headers| async move { pins(&board, token.as_deref(), peer, &headers) }))
             .into_make_service_with_connect_info::<SocketAddr>();
         let admin = tokio::spawn(axum::serve(admin, routes).with_graceful_shutdown(ended(stopped.clone())).into_future());
@@ -234,9 +242,8 @@ fn listen_for_pins(path: &Path, resolver: &Arc<Resolver<Client>>, client: &Clien
 }
 
 /// Uses registries.conf as it is now, whenever it changes. What cannot be used is not.
-async fn follow(path: PathBuf, client: Client) {
+async fn follow(path: PathBuf, mut known: Option<Vec<u8>>, client: Client) {
     let read = async || tokio::fs::read(&path).await.ok();
-    let mut known = read().await;
     loop {
         tokio::time::sleep(REREAD).await;
         let now = read().await;

@@ -22,6 +22,9 @@ const MAX_CHARTS: usize = 1000;
 /// Longest archive of a packed dependency, unpacked, in bytes.
 const MAX_UNPACKED: u64 = 256 * 1024 * 1024;
 
+/// All files of interest in an archive, in bytes.
+const MAX_KEPT: u64 = 64 * 1024 * 1024;
+
 /// Longest file of interest in an archive, in bytes.
 const MAX_ENTRY: u64 = 8 * 1024 * 1024;
 
@@ -202,28 +205,39 @@ fn unpack(checkout: &Checkout, path: &Path) -> Result<BTreeMap<String, String>, 
     let inside = checkout.find(Path::new(""), &path.to_string_lossy())?;
     let mut files = BTreeMap::new();
     if let Ok(file) = std::fs::File::open(checkout.root().join(inside)) {
-        read_archive(&mut GzDecoder::new(file).take(MAX_UNPACKED), "", 0, &mut files);
+        let mut room = Room { unpacked: MAX_UNPACKED, kept: MAX_KEPT };
+        read_archive(&mut GzDecoder::new(file).take(MAX_UNPACKED), "", 0, &mut room, &mut files);
     }
     Ok(files)
 }
 
+/// What may be read of an archive, those inside it included, in bytes.
+struct Room {
+    unpacked: u64,
+    kept: u64,
+}
+
 /// Reads an archive; one inside stands for the directory that it holds.
-fn read_archive(archive: &mut dyn Read, above: &str, depth: usize, files: &mut BTreeMap<String, String>) {
+fn read_archive(archive: &mut dyn Read, above: &str, depth: usize, room: &mut Room, files: &mut BTreeMap<String, String>) {
     let mut archive = tar::Archive::new(archive);
     let Ok(entries) = archive.entries() else { return };
     for entry in entries {
         let Ok(mut entry) = entry else { break };
+        let Some(left) = room.unpacked.checked_sub(entry.size()) else { break };
+        room.unpacked = left;
         let name = String::from_utf8_lossy(&entry.path_bytes()).trim_start_matches("./").to_owned();
         let (dir, file) = name.rsplit_once('/').unwrap_or(("", &name));
         if !entry.header().entry_type().is_file() || dir.split('/').any(|part| part == "templates") {
             continue;
         }
         if file.ends_with(".tgz") && dir.ends_with("charts") && depth < MAX_DEPTH {
-            let inner = &mut GzDecoder::new(&mut entry).take(MAX_UNPACKED);
-            read_archive(inner, &format!("{above}{dir}/"), depth + 1, files);
+            read_archive(&mut GzDecoder::new(&mut entry).take(MAX_UNPACKED), &format!("{above}{dir}/"), depth + 1, room, files);
         } else if WANTED.contains(&file) {
             let mut text = String::new();
-            if entry.take(MAX_ENTRY).read_to_string(&mut text).is_ok() {
+            let is_read = entry.take(MAX_ENTRY).read_to_string(&mut text).is_ok();
+            let Some(left) = room.kept.checked_sub(text.len() as u64) else { break };
+            room.kept = left;
+            if is_read {
                 files.insert(format!("{above}{name}"), text);
             }
         }

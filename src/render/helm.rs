@@ -326,6 +326,10 @@ impl Plan {
         }
         let mut key = Key::new(&tools.helm, &self.checkout, self.workspace.path())?;
         key.add_words(arguments.iter().map(OsString::as_os_str));
+        // A chart may draw a password: another application's is its own, whatever else it has in common.
+        for own in [&self.application.name, &self.application.project, &self.application.repo_url] {
+            key.add(own.as_bytes());
+        }
         for (place, data) in self.data.iter().enumerate() {
             key.add(changed.get(&place).unwrap_or(&data.text).as_bytes());
         }
@@ -545,7 +549,10 @@ fn glob(checkout: &Checkout, pattern: &str) -> Result<Vec<PathBuf>, RenderError>
     let matcher = matcher.compile_matcher();
     let fixed: PathBuf = parts.iter().take_while(|part| !is_glob(part)).collect();
     let mut found = Vec::new();
-    let Ok(start) = checkout.find(Path::new(""), &fixed.to_string_lossy()) else { return Ok(found) };
+    let start = match checkout.find(Path::new(""), &fixed.to_string_lossy()) {
+        Err(WorkspaceError::Missing { .. } | WorkspaceError::Outside { .. }) => return Ok(found),
+        start => start?,
+    };
     checkout.files(&start, ANY_DEPTH, &mut |path| {
         if matcher.is_match(path) {
             found.push(path.to_owned());

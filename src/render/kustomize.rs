@@ -15,7 +15,7 @@ use crate::placeholder::image::{ImageNotFound, Siblings, beside};
 use crate::placeholder::{Scan, Site};
 use crate::process::Child;
 use crate::workspace::{Checkout, Workspace, WorkspaceError, shown};
-use crate::yaml::{NodeId, Tree};
+use crate::yaml::{Kind, Node, NodeId, Tree};
 
 /// Names of a kustomization, in the order in which Kustomize looks for them.
 pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
@@ -53,7 +53,9 @@ impl Plan {
             is_recalled: false,
         };
         // What the parameter adds builds upon more, too.
-        let mut waiting = plan.components()?;
+        let components = plan.present_components()?;
+        plan.is_local = components.iter().all(|(_, path)| path.is_some());
+        let mut waiting: Vec<PathBuf> = components.into_iter().filter_map(|(_, path)| path).collect();
         waiting.push(checkout.app().to_owned());
         let mut seen = BTreeSet::new();
         while let Some(dir) = waiting.pop() {
@@ -76,8 +78,10 @@ impl Plan {
             let tree = Tree::parse(&text).map_err(|source| RenderError::NotYaml { path: shown(&path), source })?;
             let (found, is_local) = plan.references(&dir, &tree)?;
             waiting.extend(found);
-            plan.is_local &= is_local && !has_address(&text);
+            let is_address = |node: &Node<'_>| matches!(&node.kind, Kind::Scalar { value, .. } if has_address(value));
+            plan.is_local &= is_local && !tree.nodes().any(|(_, node)| is_address(node));
             let generated = plan.generated(&dir, &tree)?;
+            drop(tree);
             plan.data.push(Data { name: shown(&path), text, source: Source::InPlace(path) });
             plan.data.extend(generated);
             plan.reached.push(dir);
@@ -109,7 +113,11 @@ impl Plan {
                 if Path::new(file).is_absolute() {
                     continue;
                 }
-                let Ok(path) = self.checkout.find(dir, file) else { continue };
+                let path = match self.checkout.find(dir, file) {
+                    // Kustomize itself refuses what is missing or leads out.
+                    Err(WorkspaceError::Missing { .. } | WorkspaceError::Outside { .. }) => continue,
+                    path => path?,
+                };
                 let text = match self.checkout.read(&path) {
                     Err(WorkspaceError::NotText { .. } | WorkspaceError::Missing { .. } | WorkspaceError::Io { .. }) => continue,
                     text => text?,
@@ -129,11 +137,14 @@ impl Plan {
         let mut found = Vec::new();
         let mut is_local = true;
         for root in &tree.roots {
-            for list in ["resources", "bases", "components", "generators", "transformers"] {
+            for list in ["resources", "bases", "components", "generators", "transformers", "validators"] {
                 for entry in tree.get(*root, list).map(|id| tree.items(id)).unwrap_or_default() {
                     // Objects may stand in place of a path.
                     let Some(path) = tree.text(*entry).filter(|path| !path.contains('\n')) else { continue };
-                    if path.contains([':', '?']) {
+                    // Kustomize takes such a path for a repository, also where a directory of that name stands.
+                    let is_host =
+                        path.split_once('/').is_some_and(|(host, _)| host.contains('.') && !host.trim_matches('.').is_empty());
+                    if path.contains([':', '?']) || is_host {
                         is_local = false;
                         continue;
                     }
@@ -181,12 +192,11 @@ impl Plan {
         let mut workspace = Workspace::create()?;
         let edits = self.edits(targets)?;
         let patches = &self.application.parameters.kustomize.patches;
-        let components = self.components()?;
         let options = &tools.kustomize_build_options;
         let writes = options.iter().any(|option| option.starts_with("--enable-"));
         let reaches_further = writes || options.iter().any(|option| option.ends_with("LoadRestrictionsNone"));
         // Kustomize unpacks charts beside the kustomization: never in the checkout, which others may be reading.
-        let is_copied = writes || !changed.is_empty() || !edits.is_empty() || patches.is_some() || !components.is_empty();
+        let is_copied = writes || !changed.is_empty() || !edits.is_empty() || patches.is_some();
         let root = if is_copied { workspace.root() } else { self.checkout.root().to_owned() };
         if reaches_further {
             self.checkout.complete()?;
@@ -200,10 +210,10 @@ impl Plan {
         if is_copied {
             // Without load restrictions a kustomization may name any file of the checkout, and charts may stand anywhere.
             if reaches_further {
-                workspace.copy(&self.checkout, Path::new(""))?;
+                workspace.copy_linked(&self.checkout, Path::new(""))?;
             }
             for dir in &self.reached {
-                workspace.copy(&self.checkout, dir)?;
+                workspace.copy_linked(&self.checkout, dir)?;
             }
             for (place, text) in changed {
                 if let Source::InPlace(path) = &self.data[*place].source {
@@ -339,10 +349,6 @@ impl Plan {
             }
         }
         Ok(present)
-    }
-
-    fn components(&self) -> Result<Vec<PathBuf>, RenderError> {
-        Ok(self.present_components()?.into_iter().filter_map(|(_, path)| path).collect())
     }
 
     fn child(&self, tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Path) -> Child {

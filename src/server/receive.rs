@@ -6,6 +6,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
@@ -24,6 +25,9 @@ use crate::workspace::{Checkout, WorkspaceError};
 
 /// Bytes that go to the thread that reads the archive at a time: Argo CD sends 1 KiB a message.
 const BATCH: usize = 128 * 1024;
+
+/// The longest pause in a stream.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Batches that wait for that thread.
 const BUFFERED: usize = 4;
@@ -81,7 +85,7 @@ impl Reception {
     /// [`Status`] with the texts of Argo CD's own server, after the stream has ended.
     pub async fn receive(&self, mut stream: Streaming<AppStreamRequest>) -> Result<Received, Status> {
         let broken = |what: &str, error: &Status| Status::invalid_argument(format!("{what}: {}", error.message()));
-        let first = stream.message().await.map_err(|error| broken("error receiving stream header", &error))?;
+        let first = next(&mut stream).await.map_err(|error| broken("error receiving stream header", &error))?;
         let Some(Request::Metadata(metadata)) = first.and_then(|message| message.request) else {
             drain(&mut stream).await;
             return Err(Status::invalid_argument("error getting stream metadata: metadata is nil"));
@@ -99,7 +103,7 @@ impl Reception {
         };
         let mut hash = Sha256::new();
         let mut problem = None;
-        while let Some(message) = stream.message().await.map_err(|error| broken("error receiving stream", &error))? {
+        while let Some(message) = next(&mut stream).await.map_err(|error| broken("error receiving stream", &error))? {
             let Some(Request::File(file)) = message.request else {
                 problem = problem.or(Some("stream request file is nil"));
                 continue;
@@ -171,7 +175,13 @@ impl Reading {
 }
 
 async fn drain(stream: &mut Streaming<AppStreamRequest>) {
-    while let Ok(Some(_)) = stream.message().await {}
+    while let Ok(Some(_)) = next(stream).await {}
+}
+
+/// The next message. A client that sends nothing for long holds up others that send the same archive.
+async fn next(stream: &mut Streaming<AppStreamRequest>) -> Result<Option<AppStreamRequest>, Status> {
+    let silent = |_| Status::deadline_exceeded(format!("nothing was sent for {}", humantime::format_duration(SILENCE)));
+    tokio::time::timeout(SILENCE, stream.message()).await.map_err(silent)?
 }
 
 /// The batches as something to read.

@@ -70,9 +70,10 @@ impl Materialised {
     pub fn reveal_all(&self, directory: &Path) -> io::Result<usize> {
         self.state(|state| {
             let before = state.written.len();
+            let mut seen = BTreeSet::new();
             let mut waiting: Vec<Name> = self.write_path(state, directory.as_os_str().as_bytes())?.into_iter().collect();
             while let Some(directory) = waiting.pop() {
-                if !state.whole.insert(directory.clone()) {
+                if !seen.insert(directory.clone()) || state.whole.contains(&directory) {
                     continue;
                 }
                 for (name, entry) in self.pack.below(&directory) {
@@ -82,6 +83,8 @@ impl Materialised {
                     }
                 }
             }
+            // Whole only now: after an error it is tried again.
+            state.whole.append(&mut seen);
             Ok(state.written.len() - before)
         })
     }
@@ -130,7 +133,7 @@ impl Materialised {
             Entry::Link { target } => {
                 hash.update(b"link ");
                 hash.update(target);
-                symlink(way(name, target), &path)?;
+                symlink(way(Path::new(OsStr::from_bytes(name)), Path::new(OsStr::from_bytes(target))), &path)?;
             }
             Entry::File { at, bytes, mode } => {
                 let mode = if self.keep_modes { *mode } else { 0o644 };
@@ -162,9 +165,8 @@ impl Drop for Materialised {
     }
 }
 
-/// The text of a link: the way from its directory to its target.
-fn way(link: &[u8], target: &[u8]) -> PathBuf {
-    let (link, target) = (Path::new(OsStr::from_bytes(link)), Path::new(OsStr::from_bytes(target)));
+/// The text of a link: the way from its directory to its target, both from the same root.
+pub(super) fn way(link: &Path, target: &Path) -> PathBuf {
     let from = link.parent().unwrap_or(Path::new(""));
     let shared = from.components().zip(target.components()).take_while(|(a, b)| a == b).count();
     let up = from.components().skip(shared).map(|_| "..".as_ref());

@@ -150,6 +150,8 @@ async fn another_request_is_another_text() {
         ("ARGOCD_APP_NAMESPACE", "one"),
         ("ARGOCD_APP_NAMESPACE", "two"),
         ("ARGOCD_APP_NAME", "other"),
+        ("ARGOCD_APP_PROJECT_NAME", "another"),
+        ("ARGOCD_APP_SOURCE_REPO_URL", "https://git.example.com/another"),
         ("KUBE_VERSION", "1.30.0"),
         ("ARGOCD_APP_PARAMETERS", r#"[{"name":"helm-values","string":"a: 1"}]"#),
         ("ARGOCD_APP_PARAMETERS", r#"[{"name":"helm-values","string":"a: 2"}]"#),
@@ -164,7 +166,7 @@ async fn another_request_is_another_text() {
     }
     // A revision that nothing uses does not matter.
     generate(&serving, fixture.messages(1024)).await.expect("manifests");
-    settled(&serving, 8).await;
+    settled(&serving, 10).await;
     generate(&serving, with("ARGOCD_APP_REVISION", "0123456789")).await.expect("manifests");
     assert_eq!(recalled(&serving), 1);
 }
@@ -194,8 +196,13 @@ async fn a_base_that_changes_is_rendered_again_and_what_is_fetched_always() {
         "resources: [github.com/acme/web]\n",
         "resources: [pod.yaml]\npatches: [{path: 'https://example.com/patch.yaml'}]\n",
         "resources: ['git@example.com:acme/web']\n",
+        "resources: [pod.yaml]\nvalidators: [github.com/acme/web]\n",
+        "resources: [pod.yaml]\npatches: [{path: \"https:\\/\\/example.com/patch.yaml\"}]\n",
+        // A directory of that name does not keep Kustomize from fetching.
+        "resources: [example.org/base]\n",
     ] {
         write(root, "app/kustomization.yaml", text);
+        write(root, "app/example.org/base/kustomization.yaml", "resources: []\n");
         let serving = fixture.serve(&["--kustomize", &remote.path()]);
         let before = remote.calls();
         for _ in 0..2 {
@@ -216,6 +223,59 @@ async fn the_memo_can_be_switched_off() {
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         assert_eq!(tool.calls(), times);
     }
+}
+
+/// What a parameter adds by address is fetched, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remote_component_is_fetched_each_time() {
+    let fixture = Fixture::new().await;
+    let root = fixture.checkout.path();
+    write(root, "app/kustomization.yaml", "resources: [pod.yaml]\n");
+    let tool = Tool::new(POD);
+    let serving = fixture.serve(&["--kustomize", &tool.path()]);
+    let mut messages = fixture.messages(1024);
+    let Some(pinion::server::proto::app_stream_request::Request::Metadata(metadata)) = &mut messages[0].request else {
+        panic!("metadata first")
+    };
+    let value = r#"[{"name":"kustomize-components","array":["https://github.com/acme/components//x?ref=main"]}]"#;
+    metadata.env.push(pinion::server::proto::EnvEntry { name: "ARGOCD_APP_PARAMETERS".into(), value: value.into() });
+    for times in 1..=2 {
+        generate(&serving, messages.clone()).await.expect("manifests");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert_eq!(tool.calls(), 2 * times, "an edit and a build each");
+    }
+}
+
+/// A base behind a link to a directory is built where it stands, also when the kustomization is edited.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_to_a_base_leads_to_the_same_in_a_copy() {
+    let fixture = Fixture::new().await;
+    let root = fixture.checkout.path();
+    write(root, "app/kustomization.yaml", "resources: [link]\n");
+    std::os::unix::fs::symlink("../base", root.join("app/link")).expect("a link");
+    write(
+        root,
+        "base/kustomization.yaml",
+        "resources: [../common]\nimages: [{name: web, newName: ghcr.io/acme/web, newTag: $(pin ~1)}]\n",
+    );
+    let pod = |name: &str| {
+        format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: a, image: web}}]}}\n")
+    };
+    for (dir, name) in [("common", "right"), ("app/common", "wrong")] {
+        write(root, &format!("{dir}/kustomization.yaml"), "resources: [pod.yaml]\n");
+        write(root, &format!("{dir}/pod.yaml"), &pod(name));
+    }
+    let serving = fixture.serve(&[]);
+    let manifests = generate(&serving, fixture.messages(1024)).await.expect("manifests");
+    assert!(manifests.contains("name: right") && manifests.contains("ghcr.io/acme/web:1.1.0"), "{manifests}");
+    let driver = fixture.driver.env("ARGOCD_APP_NAME", "web");
+    let app = root.join("app").display().to_string();
+    let classic = tokio::task::block_in_place(|| driver.run(["generate", &app]));
+    // Without a repository around it, the directory itself is the checkout.
+    assert!(classic.status != 0 && classic.stderr.contains("outside"), "{classic:?}");
+    fs::create_dir(root.join(".git")).expect("made");
+    let classic = tokio::task::block_in_place(|| driver.run(["generate", &app]));
+    assert_eq!(classic.ok(), manifests);
 }
 
 /// Waits until so many texts were kept: that happens behind the answer.
