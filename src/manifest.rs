@@ -4,7 +4,7 @@
 //! Where Kubernetes has a pod template is known from k8s-openapi's types; in other resources (Argo Rollouts, Workflows, Knative) pod
 //! templates are known by their shape.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use granit_parser::ScalarStyle;
@@ -93,7 +93,7 @@ pub fn documents(text: &str) -> Vec<Document> {
 /// When the text is not YAML.
 pub fn images(text: &str, further: &[ImagePath]) -> Result<Vec<Image>, YamlError> {
     let tree = Tree::parse(text)?;
-    let mut search = Search { tree: &tree, found: BTreeMap::new(), further };
+    let mut search = Search { tree: &tree, found: BTreeMap::new(), seen: HashMap::new(), further };
     for root in &tree.roots {
         search.object(*root, 4);
     }
@@ -110,12 +110,32 @@ struct Search<'s> {
     tree: &'s Tree<'s>,
     /// By position, so that an anchor used twice counts once.
     found: BTreeMap<usize, NodeId>,
+    /// What was searched, and how deep from there: aliases of aliases lead to the same nodes over and over.
+    seen: HashMap<(Step, NodeId), usize>,
     further: &'s [ImagePath],
 }
 
+/// What a node is searched for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Step {
+    Object,
+    Shape,
+}
+
 impl Search<'_> {
+    /// Is there more to find at a node than the search before found?
+    fn is_new(&mut self, step: Step, node: NodeId, depth: usize) -> bool {
+        let seen = self.seen.entry((step, self.tree.follow(node))).or_default();
+        let is_new = depth > *seen;
+        *seen = depth.max(*seen);
+        is_new
+    }
+
     /// An object, or a `List` of objects down to the given depth.
     fn object(&mut self, root: NodeId, depth: usize) {
+        if !self.is_new(Step::Object, root, depth + 1) {
+            return;
+        }
         let text = |key| self.tree.get(root, key).and_then(|id| self.tree.text(id)).unwrap_or_default();
         let (api_version, kind) = (text("apiVersion").to_owned(), text("kind").to_owned());
         if kind.ends_with("List") && depth > 0 {
@@ -152,7 +172,7 @@ impl Search<'_> {
     }
 
     fn by_shape(&mut self, node: NodeId, depth: usize) {
-        if depth == 0 {
+        if !self.is_new(Step::Shape, node, depth) {
             return;
         }
         for (key, value) in self.tree.entries(node) {
@@ -297,6 +317,19 @@ mod tests {
 
     fn template() -> PodTemplateSpec {
         PodTemplateSpec { spec: Some(pod()), ..Default::default() }
+    }
+
+    #[test]
+    fn aliases_of_aliases_are_searched_once() {
+        let mut text = "kind: Own\nm0: &m0 {image: a/b}\n".to_owned();
+        for number in 1..=60 {
+            let below = number - 1;
+            text += &format!("m{number}: &m{number} {{x: *m{below}, y: *m{below}, container: *m0}}\n");
+        }
+        let spans = images(&text, &[]).expect("YAML").into_iter().map(|image| image.text);
+        assert_eq!(spans.collect::<Vec<_>>(), ["a/b"]);
+        let ring = format!("--- &r\nkind: List\nitems: [{}]\n", ["*r"; 200].join(", "));
+        assert_eq!(images(&ring, &[]), Ok(vec![]));
     }
 
     /// The types say where the images are; the table must find each of them.

@@ -23,6 +23,9 @@ const OPEN: &str = "$(pin";
 /// Longest placeholder, from `$` to `)`, in bytes.
 const MAX_LENGTH: usize = 4096;
 
+/// Placeholders that one render may hold.
+pub const MAX_PLACEHOLDERS: usize = 10_000;
+
 /// A placeholder in a set of texts: the text's number and the placeholder's number in it.
 pub type Site = (usize, usize);
 
@@ -123,7 +126,8 @@ pub struct Scan<'t> {
 impl<'t> Scan<'t> {
     /// Looks for placeholders. `None` when there is nothing of the kind, also when the text is no YAML then.
     ///
-    /// Mistakes are collected in [`Scan::errors`]: all faulty placeholders are reported, not the first.
+    /// Mistakes are collected in [`Scan::errors`]: all faulty placeholders are reported, not the first. Behind [`MAX_PLACEHOLDERS`] and
+    /// one more it stops.
     ///
     /// # Errors
     ///
@@ -137,8 +141,9 @@ impl<'t> Scan<'t> {
             Err(error) => return literal(text).map_or(Ok(None), |at| Err(not_yaml(text, at, &error))),
         };
         let mut scan = Self { text, tree, placeholders: Vec::new(), errors: Vec::new(), escapes: Vec::new() };
+        let mut cursor = Cursor::default();
         for id in 0..scan.tree.nodes().count() {
-            scan.scan_scalar(id);
+            scan.scan_scalar(id, &mut cursor);
         }
         scan.find_digests();
         let nothing = scan.placeholders.is_empty() && scan.errors.is_empty() && scan.escapes.is_empty();
@@ -149,7 +154,7 @@ impl<'t> Scan<'t> {
     pub fn raw(text: &'t str) -> Option<Self> {
         let tree = Tree::of_string(text);
         let mut scan = Self { text, tree, placeholders: Vec::new(), errors: Vec::new(), escapes: Vec::new() };
-        scan.scan_scalar(0);
+        scan.scan_scalar(0, &mut Cursor::default());
         let nothing = scan.placeholders.is_empty() && scan.errors.is_empty() && scan.escapes.is_empty();
         (!nothing).then_some(scan)
     }
@@ -167,7 +172,7 @@ impl<'t> Scan<'t> {
         }
     }
 
-    fn scan_scalar(&mut self, id: NodeId) {
+    fn scan_scalar(&mut self, id: NodeId, cursor: &mut Cursor) {
         let node = self.tree.node(id);
         let Kind::Scalar { value, style } = &node.kind else { return };
         if !value.contains(OPEN) {
@@ -176,17 +181,16 @@ impl<'t> Scan<'t> {
         let start = node.span.start;
         let (decoded, offsets) = yaml::decode(&self.text[node.span.clone()], *style);
         let mut from = 0;
-        // Lines are counted on from the last placeholder: a long scalar may hold many.
-        let (mut line, mut counted) = (node.line, start);
         while let Some(at) = literal(&decoded[from..]).map(|at| at + from) {
+            if self.placeholders.len() + self.errors.len() > MAX_PLACEHOLDERS {
+                return;
+            }
             from = at + OPEN.len();
             if decoded[..at].ends_with('$') {
                 self.escapes.push(start + offsets[at - 1]);
                 continue;
             }
-            line += yaml::lines(&self.text[counted..start + offsets[at]]);
-            counted = start + offsets[at];
-            let column = yaml::column(self.text, counted);
+            let (line, column) = cursor.go(self.text, start + offsets[at]);
             let spaced = decoded[from..].starts_with(WHITE).then_some(from).ok_or(Mistake::NoSpace);
             let read = spaced.and_then(|from| closing(&decoded[from..])).and_then(|end| {
                 let length = OPEN.len() + end + 1;
@@ -241,6 +245,31 @@ impl<'t> Scan<'t> {
             }
         }
         splice(self.text, 0, &edits)
+    }
+}
+
+/// Counts lines and columns on from one placeholder to the next: a long line may hold many.
+struct Cursor {
+    offset: usize,
+    line: usize,
+    column: usize,
+}
+
+impl Default for Cursor {
+    fn default() -> Self {
+        Self { offset: 0, line: 1, column: 1 }
+    }
+}
+
+impl Cursor {
+    /// The line and column of a byte that stands no further left than the last.
+    fn go(&mut self, text: &str, offset: usize) -> (usize, usize) {
+        let passed = &text[self.offset..offset];
+        self.line += yaml::lines(passed);
+        self.column =
+            if passed.contains('\n') { yaml::column(passed, passed.len()) } else { self.column + passed.chars().count() };
+        self.offset = offset;
+        (self.line, self.column)
     }
 }
 
@@ -426,6 +455,25 @@ mod tests {
         let text = format!("a: '$(pin {})'\n", "x".repeat(MAX_LENGTH));
         let scan = Scan::of(&text).expect("readable").expect("a mistake");
         assert_eq!(scan.errors[0].mistake, Mistake::TooLong);
+    }
+
+    #[test]
+    fn places_are_counted_across_scalars_and_lines() {
+        let text = "é: [$(pin ~1), 'é $(pin ~2)']\nb: |\n  x\n\n  é $(pin ~3) $(pin ~4)\n";
+        let scan = Scan::of(text).expect("readable").expect("placeholders");
+        for placeholder in &scan.placeholders {
+            assert_eq!((placeholder.line, placeholder.column), yaml::position(text, placeholder.range.start));
+        }
+        assert_eq!(scan.placeholders.len(), 4);
+    }
+
+    /// Counted anew for each placeholder, the columns of this line took minutes.
+    #[test]
+    fn a_scan_stops_behind_too_many() {
+        for text in [format!("a: '{}'\n", "$(pin ~1) ".repeat(300_000)), format!("a: [{}]\n", "$(pin ~1), ".repeat(300_000))] {
+            let scan = Scan::of(&text).expect("readable").expect("placeholders");
+            assert_eq!(scan.placeholders.len(), MAX_PLACEHOLDERS + 1);
+        }
     }
 
     proptest! {

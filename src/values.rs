@@ -16,6 +16,12 @@ use crate::yaml::{Kind, NodeId, Tree};
 /// Values that one merged view may hold, aliases expanded.
 const MAX_VALUES: usize = 4_000_000;
 
+/// As deep as values go: through aliases they may go on for ever.
+const MAX_DEPTH: usize = 256;
+
+/// Bytes of a text that count as much as an entry.
+const ENTRY: usize = 64;
+
 /// A value as Helm merges it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Value {
@@ -32,8 +38,21 @@ pub enum Value {
 
 /// The values are too many once aliases are expanded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the merged values hold more than {MAX_VALUES} entries")]
+#[error("the merged values hold more than {MAX_VALUES} entries, or go deeper than {MAX_DEPTH}")]
 pub struct TooManyValues;
+
+/// What may still be read.
+struct Budget {
+    values: usize,
+    depth: usize,
+}
+
+impl Budget {
+    fn take(&mut self, values: usize) -> Result<(), TooManyValues> {
+        self.values = self.values.checked_sub(values).ok_or(TooManyValues)?;
+        Ok(())
+    }
+}
 
 impl Value {
     /// The values of a file's first document, which is the one that Helm reads. `sites` gives the placeholders of each scalar.
@@ -42,7 +61,7 @@ impl Value {
     ///
     /// [`TooManyValues`], so that aliases of aliases cannot exhaust the memory.
     pub fn read(tree: &Tree<'_>, sites: &HashMap<NodeId, Vec<Site>>) -> Result<Self, TooManyValues> {
-        let mut budget = MAX_VALUES;
+        let mut budget = Budget { values: MAX_VALUES, depth: MAX_DEPTH };
         tree.roots.first().map_or(Ok(Self::Null), |root| Self::read_node(tree, *root, sites, &mut budget))
     }
 
@@ -50,16 +69,30 @@ impl Value {
         tree: &Tree<'_>,
         id: NodeId,
         sites: &HashMap<NodeId, Vec<Site>>,
-        budget: &mut usize,
+        budget: &mut Budget,
     ) -> Result<Self, TooManyValues> {
-        *budget = budget.checked_sub(1).ok_or(TooManyValues)?;
+        budget.take(1)?;
+        budget.depth = budget.depth.checked_sub(1).ok_or(TooManyValues)?;
+        let value = Self::read_kind(tree, id, sites, budget);
+        budget.depth += 1;
+        value
+    }
+
+    fn read_kind(
+        tree: &Tree<'_>,
+        id: NodeId,
+        sites: &HashMap<NodeId, Vec<Site>>,
+        budget: &mut Budget,
+    ) -> Result<Self, TooManyValues> {
         let id = tree.follow(id);
         Ok(match &tree.node(id).kind {
             Kind::Scalar { value, style: ScalarStyle::Plain } if matches!(&**value, "" | "~" | "null" | "Null" | "NULL") => {
                 Self::Null
             }
             Kind::Scalar { value, .. } => {
-                Self::Scalar { text: value.to_string(), sites: sites.get(&id).cloned().unwrap_or_default() }
+                let sites = sites.get(&id).map(Vec::as_slice).unwrap_or_default();
+                budget.take(value.len() / ENTRY + sites.len())?;
+                Self::Scalar { text: value.to_string(), sites: sites.to_vec() }
             }
             Kind::Sequence(items) => {
                 Self::List(items.iter().map(|item| Self::read_node(tree, *item, sites, budget)).collect::<Result<_, _>>()?)
@@ -119,6 +152,8 @@ impl Value {
                 c => keys.last_mut().expect("never empty").push(c),
             }
         }
+        // Helm takes no more than thirty and says so.
+        keys.truncate(MAX_DEPTH);
         let leaf = Self::Scalar { text: text.to_owned(), sites };
         keys.into_iter().rev().fold(leaf, |value, key| value.below(&key))
     }
@@ -302,5 +337,25 @@ mod tests {
         }
         let tree = Tree::parse(&text).expect("YAML");
         assert_eq!(Value::read(&tree, &HashMap::new()), Err(TooManyValues));
+    }
+
+    #[test]
+    fn aliases_within_what_they_stand_for_are_bounded() {
+        let long = format!("a: &a '{}'\nb: [{}]\n", "x".repeat(100_000), ["*a"; 10_000].join(", "));
+        for text in ["a: &a [*a]\n", "a: &a {b: *a}\n", "a: &a {<<: *a}\n", &long] {
+            let tree = Tree::parse(text).expect("YAML");
+            assert_eq!(Value::read(&tree, &HashMap::new()), Err(TooManyValues));
+        }
+    }
+
+    #[test]
+    fn a_path_is_as_deep_as_values_go() {
+        let mut value = &Value::set(&"a.".repeat(1_000_000), "x", vec![]);
+        let mut depth = 0;
+        while let Value::Map(map) = value {
+            value = map.values().next().expect("one");
+            depth += 1;
+        }
+        assert_eq!(depth, MAX_DEPTH);
     }
 }

@@ -5,7 +5,7 @@
 //! YAML 1.2 as `granit-parser` reads it; typing: [`reads_as_string`] knows both 1.1 (what Go's parsers do) and 1.2.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use granit_parser::{Event, Parser, ScalarStyle};
@@ -166,23 +166,24 @@ impl<'t> Tree<'t> {
 
     /// The value of a key. The last of equal keys counts, as in Go's parsers; a merged mapping is looked into last.
     pub fn get(&self, mapping: NodeId, key: &str) -> Option<NodeId> {
-        self.get_within(mapping, key, 32)
-    }
-
-    fn get_within(&self, mapping: NodeId, key: &str, depth: usize) -> Option<NodeId> {
-        let entries = self.entries(mapping);
-        let own = entries.iter().rev().find(|(name, _)| self.text(*name) == Some(key));
-        if let Some((_, value)) = own {
-            return Some(*value);
+        // Mappings that merge others: each is looked into once, however often it is merged itself.
+        let mut seen = BTreeSet::new();
+        let mut waiting = vec![self.follow(mapping)];
+        while let Some(mapping) = waiting.pop() {
+            let entries = self.entries(mapping);
+            if let Some((_, value)) = entries.iter().rev().find(|(name, _)| self.text(*name) == Some(key)) {
+                return Some(*value);
+            }
+            let Some((_, merged)) = entries.iter().find(|(name, _)| self.is_merge_key(*name)) else { continue };
+            if !seen.insert(mapping) {
+                continue;
+            }
+            match &self.node(self.follow(*merged)).kind {
+                Kind::Sequence(items) => waiting.extend(items.iter().rev().map(|item| self.follow(*item))),
+                _ => waiting.push(self.follow(*merged)),
+            }
         }
-        let merged = entries.iter().find(|(name, _)| self.is_merge_key(*name))?.1;
-        if depth == 0 {
-            return None;
-        }
-        match &self.node(self.follow(merged)).kind {
-            Kind::Sequence(items) => items.iter().find_map(|item| self.get_within(*item, key, depth - 1)),
-            _ => self.get_within(merged, key, depth - 1),
-        }
+        None
     }
 
     pub fn is_merge_key(&self, key: NodeId) -> bool {
@@ -360,6 +361,21 @@ mod tests {
         assert_eq!(at(&["other", "tag"]).as_deref(), Some("x"));
         assert_eq!(at(&["list", "tag"]).as_deref(), Some("x"));
         assert_eq!(at(&["web", "nothing"]), None);
+    }
+
+    #[test]
+    fn mappings_that_are_merged_over_and_over_are_looked_into_once() {
+        let mut text = "m0: &m0 {x: y}\n".to_owned();
+        for number in 1..=60 {
+            let below = number - 1;
+            text += &format!("m{number}: &m{number} {{<<: [*m{below}, *m{below}, *m{below}]}}\n");
+        }
+        text += "ring: &ring {<<: *ring}\n";
+        let tree = Tree::parse(&text).expect("YAML");
+        let at = |path: &[&str]| tree.at(tree.roots[0], path).and_then(|id| tree.text(id));
+        assert_eq!(at(&["m60", "missing"]), None);
+        assert_eq!(at(&["m60", "x"]), Some("y"));
+        assert_eq!(at(&["ring", "x"]), None);
     }
 
     #[test]

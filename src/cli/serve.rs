@@ -164,7 +164,7 @@ impl Arguments {
             work_dir,
             shelf: Shelf::new(self.keep_archives, self.keep_archive_bytes),
             keep_modes: plugin.preserve_file_mode,
-            bounds: Bounds { bytes: self.max_archive_bytes, entries: self.max_archive_entries },
+            bounds: Bounds { bytes: self.max_archive_bytes, entries: self.max_archive_entries, ..Bounds::default() },
             at_once: Semaphore::new(at_once),
         };
         let service = Service {

@@ -11,7 +11,7 @@ use crate::manifest::{self, Document, ImagePath};
 use crate::parameters::Mode;
 use crate::pin::{Freshness, Given, Pin, Pinned};
 use crate::placeholder::image::beside_each;
-use crate::placeholder::{Form, Placeholder, Scan};
+use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, Scan};
 use crate::registry::TagSource;
 use crate::render::Targets;
 use crate::resolve::{Question, Resolver};
@@ -156,11 +156,13 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
         let mut scans = Vec::new();
         let mut names = Vec::new();
         let mut failures = Vec::new();
+        let mut count = 0;
         for Document { range, above } in &documents {
             let name = origin(&rendered[range.clone()]);
             match Scan::of(&rendered[range.clone()]) {
                 Ok(mut scan) => {
                     if let Some(scan) = &mut scan {
+                        count += scan.placeholders.len();
                         failures.extend(scan.errors.iter().map(|error| placeholder_failure(&name, *above, error)));
                         scan.placeholders.iter_mut().for_each(|placeholder| placeholder.line += *above);
                     }
@@ -169,8 +171,11 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                 Err(error) => failures.push(placeholder_failure(&name, *above, &error)),
             }
             names.push(name);
+            if count > MAX_PLACEHOLDERS {
+                break;
+            }
         }
-        failures.extend(too_many(scans.iter().flatten().map(|scan| scan.placeholders.len()).sum()));
+        failures.extend(too_many(count));
         if !failures.is_empty() {
             return Err(Failures(failures));
         }

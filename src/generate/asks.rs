@@ -6,15 +6,12 @@ use crate::failure::{Failure, Failures, chain};
 use crate::image::{Repository, printable};
 use crate::placeholder::image::{self as placeholder_image, ImageNotFound};
 use crate::placeholder::words::Target as Meaning;
-use crate::placeholder::{Form, Placeholder, PlaceholderError, Scan, Site};
+use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, Scan, Site};
 use crate::policy::Policy;
 use crate::registry::Access;
 use crate::render::Plan;
 use crate::resolve::Question;
 use crate::rules::{self, Rule, Rules};
-
-/// Placeholders that one render may hold.
-const MAX_PLACEHOLDERS: usize = 10_000;
 
 /// A text with its name.
 pub(super) struct Text<'a> {
@@ -53,6 +50,9 @@ pub(super) fn scan_all<'t>(texts: &[Text<'t>]) -> Result<Vec<Option<Scan<'t>>>, 
             }
             Err(error) => failures.push(text.failure(&error)),
         }
+        if count > MAX_PLACEHOLDERS {
+            break;
+        }
     }
     failures.extend(too_many(count));
     if failures.is_empty() { Ok(scans) } else { Err(Failures(failures)) }
@@ -60,7 +60,7 @@ pub(super) fn scan_all<'t>(texts: &[Text<'t>]) -> Result<Vec<Option<Scan<'t>>>, 
 
 /// The failure of a render with more placeholders than one may hold.
 pub(super) fn too_many(count: usize) -> Option<Failure> {
-    let message = format!("{count} placeholders, at most {MAX_PLACEHOLDERS} are allowed");
+    let message = format!("more than {MAX_PLACEHOLDERS} placeholders");
     (count > MAX_PLACEHOLDERS).then(|| Failure::text("", message, None))
 }
 

@@ -18,13 +18,15 @@ use crate::image::printable;
 pub struct Bounds {
     /// Bytes of the whole archive, unpacked: also those of names and of entries that are passed over.
     pub bytes: u64,
-    /// Files, directories, links and whatever else.
+    /// Files, directories, links and whatever else, also directories that only stand in the names of others.
     pub entries: usize,
+    /// Bytes of all names and of where links lead, which stay in memory.
+    pub names: u64,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { bytes: 8 << 30, entries: 1_000_000 }
+        Self { bytes: 8 << 30, entries: 1_000_000, names: 256 << 20 }
     }
 }
 
@@ -50,6 +52,12 @@ pub enum ArchiveError {
     TooLong(Bounds),
     #[error("the archive holds more than {} entries; more are taken with `--max-archive-entries`", .0.entries)]
     TooMany(Bounds),
+    #[error("the archive's names are longer than {} bytes", .0.names)]
+    TooLongNames(Bounds),
+    #[error("the links on the way to `{0}` lead too far")]
+    TooFar(String),
+    #[error("too many directories stand above `{0}`")]
+    TooDeep(String),
     #[error("the archive cannot be read")]
     Read(#[source] io::Error),
     #[error("the archive's files cannot be kept")]
@@ -98,7 +106,11 @@ fn entries(archive: &mut Archive<impl Read>, contents: File, bounds: Bounds) -> 
         }
         let Records { name, link } = std::mem::take(&mut records);
         let name = name.unwrap_or_else(|| entry.path_bytes().into_owned());
-        let misplaced = |_: Misplaced| ArchiveError::Misplaced(shown(&name));
+        let misplaced = |why| match why {
+            Misplaced::NoDirectory | Misplaced::Directory => ArchiveError::Misplaced(shown(&name)),
+            Misplaced::TooFar => ArchiveError::TooFar(shown(&name)),
+            Misplaced::TooDeep => ArchiveError::TooDeep(shown(&name)),
+        };
         let place = place(&name).ok_or_else(|| ArchiveError::Name(shown(&name)))?;
         if place.is_empty() {
             continue;
@@ -122,6 +134,13 @@ fn entries(archive: &mut Archive<impl Read>, contents: File, bounds: Bounds) -> 
                 pack.add_link(&place, target).map_err(misplaced)?;
             }
             _ => {}
+        }
+        let (count, names) = pack.size();
+        if count > bounds.entries {
+            return Err(ArchiveError::TooMany(bounds));
+        }
+        if names > bounds.names {
+            return Err(ArchiveError::TooLongNames(bounds));
         }
     }
     out.flush().map_err(ArchiveError::Write)?;
@@ -377,7 +396,7 @@ mod tests {
 
     #[test]
     fn bytes_entries_and_names_are_bounded() {
-        let bounds = Bounds { bytes: 4096, entries: 3 };
+        let bounds = Bounds { bytes: 4096, entries: 3, names: 100 };
         let bounded = |entries: &[Put<'_>]| read_bytes(&archive(entries), bounds).map(drop);
         assert_eq!(bounded(&[Content("a", &[0; 2000])]), Ok(()));
         let too_long = Err("the archive holds more than 4096 bytes; a larger one is taken with `--max-archive-bytes`".to_owned());
@@ -389,6 +408,14 @@ mod tests {
             bounded(&many),
             Err("the archive holds more than 3 entries; more are taken with `--max-archive-entries`".into())
         );
+        // A short name may hold many directories, and each of them has a name.
+        assert_eq!(
+            bounded(&[Directory("a/b/c/d")]),
+            Err("the archive holds more than 3 entries; more are taken with `--max-archive-entries`".into())
+        );
+        let long = "n".repeat(60);
+        let named = [Directory(&long), Link("a", &long)];
+        assert_eq!(bounded(&named), Err("the archive's names are longer than 100 bytes".into()));
         let records = packed(&[Other("record", EntryType::GNULongName, &vec![b'x'; 2 << 20]), Content("a", b"")]);
         assert_eq!(records.expect_err("too long"), "the archive cannot be read");
         let name = "n".repeat(5000);

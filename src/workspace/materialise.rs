@@ -15,7 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::pack::{Entry, Name, Pack};
+use super::pack::{Entry, Name, Pack, within};
+
+/// Bytes of names that one request may go along. Its own are megabytes at most.
+const MAX_WALKED: u64 = 1 << 30;
 
 /// A part of a checkout, on disk until its last user is gone.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ struct State {
     written: BTreeMap<Name, [u8; 32]>,
     /// Directories of which everything stands there.
     whole: BTreeSet<Name>,
+    /// Bytes of names that were gone along.
+    walked: u64,
 }
 
 impl Materialised {
@@ -114,7 +119,14 @@ impl Materialised {
 
     /// Returns the name of the directory that stands there, if one does.
     fn write_path(&self, state: &mut State, path: &[u8]) -> io::Result<Option<Name>> {
-        let found = self.pack.follow(path, &mut |name, entry| self.write(state, name, entry))?;
+        let mut walked = state.walked;
+        let mut walk = within(MAX_WALKED, &mut walked);
+        let found = self.pack.follow(path, &mut |name, entry| {
+            walk(name, entry)?;
+            self.write(state, name, entry)
+        })?;
+        drop(walk);
+        state.walked = walked;
         Ok(found.filter(|name| name.is_empty() || self.pack.get(name) == Some(&Entry::Directory)))
     }
 
@@ -243,6 +255,22 @@ mod tests {
         assert_eq!(one.digest(), other.digest(), "the order does not matter");
         other.reveal(Path::new("other/big")).expect("written");
         assert_ne!(one.digest(), other.digest());
+    }
+
+    #[test]
+    fn links_do_not_lead_on_and_on() {
+        let deep = ["long-directory"; 250].join("/").into_bytes();
+        let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
+        for number in 0..38 {
+            let target = [&deep[..], format!("/{}", number + 1).as_bytes()].concat();
+            pack.add_link(&[&deep[..], format!("/{number}").as_bytes()].concat(), target.into()).expect("placed");
+        }
+        for number in 0..100 {
+            pack.add_link(format!("s{number}").as_bytes(), [&deep[..], b"/0"].concat().into()).expect("placed");
+        }
+        let tree = Materialised::new(Arc::new(pack), tempfile::tempdir().expect("a directory"), false).expect("made");
+        // Each of them goes along 9,500 names.
+        assert_eq!(tree.reveal_all(Path::new("")).expect_err("too far").to_string(), "links lead on and on");
     }
 
     #[test]

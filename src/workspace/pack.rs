@@ -15,6 +15,13 @@ use std::path::{Component, Path};
 /// Links that are followed on the way to one path, as Linux does.
 const MAX_LINKS: usize = 40;
 
+/// Directories above an entry. Removing a directory takes a file descriptor for each of them, of which a process may have 1024.
+const MAX_DEPTH: usize = 256;
+
+/// Bytes of names that are gone along while entries are added. An archive that is written without links in its entries' names stays far
+/// below; of the others, a few kilobytes could say what takes hours.
+const MAX_WALKED: u64 = 1 << 30;
+
 /// What an entry costs besides its name, about, in bytes.
 const ENTRY_COST: u64 = 96;
 
@@ -44,6 +51,10 @@ pub enum Misplaced {
     NoDirectory,
     /// A directory stands there.
     Directory,
+    /// Links were followed further than all entries together may.
+    TooFar,
+    /// Too many directories stand above it.
+    TooDeep,
 }
 
 /// All entries, and the bytes of the files.
@@ -55,17 +66,24 @@ pub struct Pack {
     bytes: u64,
     /// Bytes of all names.
     names: u64,
+    /// Bytes of names that were gone along.
+    walked: u64,
 }
 
 impl Pack {
     /// An empty one, whose files' bytes are in `contents`.
     pub fn new(contents: File) -> Self {
-        Self { entries: BTreeMap::new(), contents, bytes: 0, names: 0 }
+        Self { entries: BTreeMap::new(), contents, bytes: 0, names: 0, walked: 0 }
     }
 
     /// What it costs to keep, in bytes of disk and memory.
     pub fn cost(&self) -> u64 {
         self.bytes + self.names + self.entries.len() as u64 * ENTRY_COST
+    }
+
+    /// How many entries there are, and how many bytes their names and their links' targets have.
+    pub fn size(&self) -> (usize, u64) {
+        (self.entries.len(), self.names)
     }
 
     /// An entry by its name.
@@ -108,20 +126,35 @@ impl Pack {
 
     /// Adds a directory, and those above it. Returns its real name, links on the way followed.
     pub(super) fn add_directory(&mut self, name: &[u8]) -> Result<Name, Misplaced> {
+        // Most entries stand beside the one before.
+        if self.entries.get(name) == Some(&Entry::Directory) {
+            return Ok(name.into());
+        }
         let mut real: Vec<u8> = Vec::new();
         for part in parts(name) {
             let next = joined(&real, part);
+            self.walked += next.len() as u64;
+            if self.walked > MAX_WALKED {
+                return Err(Misplaced::TooFar);
+            }
             real = match self.entries.get(&*next) {
                 Some(Entry::Directory) => next,
                 Some(Entry::File { .. }) => return Err(Misplaced::NoDirectory),
                 Some(Entry::Link { .. }) => {
-                    let found = self.follow(&next, &mut |_, _| Ok(())).ok().flatten().ok_or(Misplaced::NoDirectory)?;
+                    let room = MAX_WALKED - self.walked;
+                    let mut walked = 0;
+                    let found = self.follow(&next, &mut within(room, &mut walked)).map_err(|_| Misplaced::TooFar)?;
+                    self.walked += walked;
+                    let found = found.ok_or(Misplaced::NoDirectory)?;
                     match self.entries.get(&*found) {
                         None | Some(Entry::Directory) => found.into_vec(),
                         Some(_) => return Err(Misplaced::NoDirectory),
                     }
                 }
                 None => {
+                    if next.iter().filter(|byte| **byte == b'/').count() >= MAX_DEPTH {
+                        return Err(Misplaced::TooDeep);
+                    }
                     self.names += next.len() as u64;
                     self.entries.insert(next.clone().into(), Entry::Directory);
                     next
@@ -134,11 +167,7 @@ impl Pack {
     fn add(&mut self, name: &[u8], entry: Entry) -> Result<(), Misplaced> {
         let cut = name.iter().rposition(|byte| *byte == b'/');
         let (parent, own) = cut.map_or((&[][..], name), |cut| (&name[..cut], &name[cut + 1..]));
-        // Most entries stand beside the one before.
-        let parent = match self.entries.get(parent) {
-            Some(Entry::Directory) => parent.into(),
-            _ => self.add_directory(parent)?,
-        };
+        let parent = self.add_directory(parent)?;
         let name = joined(&parent, own);
         match self.entries.get(&*name) {
             Some(Entry::Directory) => return Err(Misplaced::Directory),
@@ -186,6 +215,15 @@ impl Pack {
             }
         }
         Ok(Some(real.into()))
+    }
+}
+
+/// A visit that ends the way when it has become too long: `walked` counts the bytes of names and targets.
+pub(super) fn within(room: u64, walked: &mut u64) -> impl FnMut(&[u8], &Entry) -> io::Result<()> {
+    move |name, entry| {
+        let target = if let Entry::Link { target } = entry { target.len() } else { 0 };
+        *walked += (name.len() + target) as u64;
+        if *walked > room { Err(io::Error::other("links lead on and on")) } else { Ok(()) }
     }
 }
 
@@ -242,6 +280,33 @@ mod tests {
         ] {
             assert_eq!(found(path).as_deref(), expected, "{path}");
         }
+    }
+
+    #[test]
+    fn links_do_not_lead_on_and_on() {
+        let deep = ["long-directory"; 250].join("/").into_bytes();
+        let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
+        pack.add_directory(&deep).expect("placed");
+        pack.add_directory(b"e").expect("placed");
+        for number in 0..35 {
+            let target = [&deep[..], format!("/{}", number + 1).as_bytes()].concat();
+            pack.add_link(&[&deep[..], format!("/{number}").as_bytes()].concat(), target.into()).expect("placed");
+        }
+        pack.add_link(&[&deep[..], b"/35"].concat(), Name::from(*b"e")).expect("placed");
+        for link in [&b"s"[..], b"e/s"] {
+            pack.add_link(link, [&deep[..], b"/0"].concat().into()).expect("placed");
+        }
+        // Each part goes along 9,000 names.
+        assert_eq!(pack.add_directory(["s"; 2000].join("/").as_bytes()), Err(Misplaced::TooFar));
+    }
+
+    #[test]
+    fn directories_go_only_so_deep() {
+        let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
+        let deep = ["d"; MAX_DEPTH].join("/").into_bytes();
+        pack.add_file(&[&deep[..], b"/file"].concat(), 0, 0o644).expect("placed");
+        pack.add_link(b"link", deep.into()).expect("placed");
+        assert_eq!(pack.add_directory(b"link/d"), Err(Misplaced::TooDeep));
     }
 
     #[test]
