@@ -132,6 +132,7 @@ impl Arguments {
         Socket::check(&socket_path).context("the plugin socket cannot be made")?;
         let admin = tokio::net::TcpListener::bind(self.admin_address).await;
         let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
+        let admin_address = admin.local_addr()?;
         let work_dir = self.work_dir.unwrap_or_else(std::env::temp_dir).join("_cmp_server");
         let _ = std::fs::remove_dir_all(&work_dir);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&work_dir);
@@ -208,7 +209,7 @@ impl Arguments {
             .add_service(health_service)
             .add_service(reflection)
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(stopped));
-        tracing::info!(socket = %socket.path().display(), renders_at_once = at_once, "serving");
+        tracing::info!(socket = %socket.path().display(), admin = %admin_address, renders_at_once = at_once, "serving");
         let mut server = tokio::spawn(server);
         tokio::select! {
             ended = &mut server => ended.context("the server ended")?.context("the server failed")?,

@@ -28,15 +28,13 @@ impl Serving {
     /// Starts `pinion serve` with the driver's settings and waits until it answers.
     pub fn start(program: &str, driver: &Driver, more: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("pinion-serve-").tempdir().expect("a directory");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-        let admin = format!("127.0.0.1:{port}");
         let is_of_the_request = |name: &str| ["ARGOCD_", "KUBE_", "PARAM_"].iter().any(|start| name.starts_with(start));
         let own = driver.environment().iter().filter(|(name, _)| !is_of_the_request(name));
         std::fs::create_dir(dir.path().join("tmp")).expect("made");
         let log = std::fs::File::create(dir.path().join("log")).expect("a log");
         let child = Command::new(program)
             .arg("serve")
-            .args(["--admin-address", &admin])
+            .args(["--admin-address", "127.0.0.1:0"])
             .args(more)
             .args(if more.contains(&"--config-dir-path") { Vec::new() } else { vec!["--config-dir-path".into(), root()] })
             .env_clear()
@@ -48,13 +46,20 @@ impl Serving {
             .stderr(log)
             .spawn()
             .expect("it starts");
-        let serving = Self { child, dir, admin };
+        let mut serving = Self { child, dir, admin: String::new() };
         let started = Instant::now();
-        while !serving.socket().exists() {
-            assert!(started.elapsed() < Duration::from_secs(20), "no socket: {}", serving.log());
+        // The port is whichever was free; the log says which.
+        let told = |log: &str| Some(log.split_once(" admin=")?.1.split_once(' ')?.0.to_owned());
+        loop {
+            match told(&serving.log()) {
+                Some(admin) if serving.socket().exists() => {
+                    serving.admin = admin;
+                    return serving;
+                }
+                _ => assert!(started.elapsed() < Duration::from_secs(20), "no socket: {}", serving.log()),
+            }
             std::thread::sleep(Duration::from_millis(5));
         }
-        serving
     }
 
     pub fn socket(&self) -> PathBuf {
