@@ -15,7 +15,7 @@ mod timing;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use baseline::Baseline;
@@ -221,7 +221,11 @@ fn callers(bench: &Bench) {
         .collect();
     let mut rows = heading(&format!("{CALLERS} charts, a caller each"));
     let worker = bench.worker();
-    for (name, more, aim) in [("a process for each", Some(&[][..]), "0.85"), ("warm workers", worker.as_deref(), "0.20")] {
+    for (name, more, aim, killed) in [
+        ("a process for each", Some(&[][..]), "0.85", None),
+        ("warm workers", worker.as_deref(), "0.20", None),
+        ("and one is killed every 100 ms", worker.as_deref(), "", Some(Duration::from_millis(100))),
+    ] {
         let Some(more) = more else {
             eprintln!("SKIPPED serve: callers: {name}: helm-worker is missing; run scripts/tools helm-worker");
             continue;
@@ -236,12 +240,53 @@ fn callers(bench: &Bench) {
             }
         };
         let [ours, theirs] = servers.sockets();
+        // No call may fail of it.
+        let killer = killed.map(|every| Killer::start(servers.pinion.child.id(), every));
         let times = take_turns(ROUNDS, [&mut next(ours), &mut next(theirs)]);
+        drop(killer);
         rows.push(row(&format!("{name}: until all are answered"), times, aim));
         let each = |time: Duration| format!("{:.1}", CALLERS as f64 / time.as_secs_f64());
         rows.push([format!("{name}: renders in a second"), each(times[0]), each(times[1]), String::new(), String::new()]);
     }
     table("Callers at once", &rows);
+}
+
+/// Kills one child of a process every now and then, until it is dropped.
+struct Killer {
+    is_over: Arc<AtomicBool>,
+    thread: Option<std::thread::JoinHandle<usize>>,
+}
+
+impl Killer {
+    fn start(parent: u32, every: Duration) -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&is_over);
+        let children = move || {
+            let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
+            let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+            lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<i32>>()).collect()
+        };
+        let thread = std::thread::spawn(move || {
+            let mut killed = 0;
+            while !over.load(Ordering::Relaxed) {
+                std::thread::sleep(every);
+                let found: Vec<i32> = children();
+                if let Some(pid) = found.first().and_then(|id| rustix::process::Pid::from_raw(*id)) {
+                    killed += usize::from(rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok());
+                }
+            }
+            killed
+        });
+        Self { is_over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Killer {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let killed = self.thread.take().map(|thread| thread.join().expect("no panic"));
+        eprintln!("serve: callers: {} workers were killed", killed.unwrap_or_default());
+    }
 }
 
 /// Resident memory of Pinion while it renders 10,000 applications of 100 charts.
