@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,8 +95,8 @@ pub struct Arguments {
     #[arg(long, env = "PINION_MAX_ARCHIVE_ENTRIES", value_name = "N", default_value_t = Bounds::default().entries)]
     max_archive_entries: usize,
 
-    /// Bytes of rendered texts that are kept, packed, for renders of the same files with the same pins; 0 keeps none
-    #[arg(long, env = "PINION_MEMO_BYTES", value_name = "BYTES", default_value_t = 64 << 20)]
+    /// Bytes of rendered texts that are kept, packed, in the work directory, for the same files with the same pins; 0 keeps none
+    #[arg(long, env = "PINION_MEMO_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
     memo_bytes: u64,
 
     /// Render charts in workers that stay, if the Helm program is a helm-worker; `false` starts a process for each
@@ -124,6 +125,7 @@ impl Arguments {
         if std::process::id() == 1 {
             return init::run().await.map(|()| Outcome::Done).context("the server below the init process failed");
         }
+        tune_allocator();
         let plugin = Plugin::load(&self.config_dir_path)?;
         let mut config = configured(self.config)?;
         let known = config.registries_conf.as_deref().and_then(|path| std::fs::read(path).ok());
@@ -148,7 +150,7 @@ impl Arguments {
         config.tools.templates = if self.helm_workers { runner(&config.tools.helm, &workers).await } else { Runner::Process };
         let renders = Renders::new(at_once).context("the threads that render cannot be started")?;
         let (requests, hits) = (Requests::default(), Hits::default());
-        config.tools.memo = (self.memo_bytes > 0).then(|| Memo::new(self.memo_bytes));
+        config.tools.memo = (self.memo_bytes > 0).then(|| Memo::new(&work_dir, self.memo_bytes));
         let mut metrics = Metrics::new(&requests, &hits, &renders.gauges);
         config.tools.memo.iter().for_each(|memo| metrics.memo(memo));
         metrics.helm(&config.tools.templates, &workers);
@@ -226,6 +228,17 @@ impl Arguments {
         drop((tasks, pins_socket, socket));
         Ok(Outcome::Done)
     }
+}
+
+/// Starts this program over with settings for glibc's allocator, which reads them at the start alone. As it comes it keeps for each
+/// thread what its longest archive or manifest needed, a multiple of what a server of small charts takes otherwise.
+fn tune_allocator() {
+    const SETTINGS: [(&str, &str); 3] =
+        [("MALLOC_ARENA_MAX", "2"), ("MALLOC_MMAP_THRESHOLD_", "65536"), ("MALLOC_TRIM_THRESHOLD_", "131072")];
+    let is_told = SETTINGS.iter().any(|(name, _)| std::env::var_os(name).is_some());
+    let Some(program) = std::env::current_exe().ok().filter(|_| !is_told && cfg!(target_env = "gnu")) else { return };
+    let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).envs(SETTINGS).exec();
+    tracing::debug!(%error, "the allocator stays as it is");
 }
 
 /// Answers `pinion generate` processes. Without it they find out by themselves, so that no failure here is one of the server's.

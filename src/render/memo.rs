@@ -4,46 +4,76 @@
 //! program itself. Only where that is known is there a key: for checkouts that come to the disk as they are read. What may have come from
 //! the network has none.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flate2::Compression;
 use flate2::read::DeflateDecoder;
 use flate2::write::DeflateEncoder;
-use moka::sync::Cache;
 use prometheus_client::metrics::gauge::Gauge;
 use sha2::{Digest, Sha256};
 
 use crate::workspace::Checkout;
 
 /// What an entry costs besides its text, about, in bytes.
-const ENTRY_COST: usize = 200;
+const ENTRY_COST: u64 = 100;
 
-/// Texts in memory, packed; those that were used seldom or long ago go first.
+/// Texts, packed, in files without a name. What was not used for long goes first, many at a time.
 #[derive(Clone, Debug)]
 pub struct Memo {
-    kept: Cache<[u8; 32], Arc<[u8]>>,
+    kept: Arc<Mutex<Kept>>,
+    dir: PathBuf,
+    limit: u64,
     /// For the metrics: how many texts are kept, and how many bytes.
     pub texts: Gauge,
     pub bytes: Gauge,
 }
 
+/// Two generations: when the younger has half of the bytes, the elder is forgotten. What is used moves to the younger.
+#[derive(Debug, Default)]
+struct Kept {
+    younger: Option<Generation>,
+    elder: Option<Generation>,
+}
+
+#[derive(Debug)]
+struct Generation {
+    file: Arc<File>,
+    end: u64,
+    /// Where each text stands, and its length.
+    places: HashMap<[u8; 32], (u64, u32)>,
+}
+
 impl Memo {
-    /// Keeps at most so many bytes.
-    pub fn new(bytes: u64) -> Self {
-        let weigh = |_: &[u8; 32], text: &Arc<[u8]>| u32::try_from(text.len() + ENTRY_COST).unwrap_or(u32::MAX);
-        let kept = Cache::builder().max_capacity(bytes).weigher(weigh).build();
-        Self { kept, texts: Gauge::default(), bytes: Gauge::default() }
+    /// Keeps at most so many bytes, in a directory that exists.
+    pub fn new(dir: &Path, limit: u64) -> Self {
+        Self { kept: Arc::default(), dir: dir.to_owned(), limit, texts: Gauge::default(), bytes: Gauge::default() }
     }
 
     /// The text that was made from the same.
     pub fn get(&self, key: &[u8; 32]) -> Option<String> {
+        let (file, (at, length), is_old) = {
+            let kept = self.lock();
+            let found = |generation: &Option<Generation>| {
+                let generation = generation.as_ref()?;
+                Some((Arc::clone(&generation.file), *generation.places.get(key)?))
+            };
+            let young = found(&kept.younger).map(|(file, place)| (file, place, false));
+            young.or_else(|| found(&kept.elder).map(|(file, place)| (file, place, true)))?
+        };
+        let mut packed = vec![0; length as usize];
+        file.read_exact_at(&mut packed, at).ok()?;
         let mut text = String::new();
-        DeflateDecoder::new(&*self.kept.get(key)?).read_to_string(&mut text).ok()?;
+        DeflateDecoder::new(&*packed).read_to_string(&mut text).ok()?;
+        if is_old {
+            self.put(*key, &packed);
+        }
         Some(text)
     }
 
@@ -57,11 +87,57 @@ impl Memo {
         let mut packed = DeflateEncoder::new(Vec::new(), Compression::fast());
         // Writing to memory does not fail.
         if let Ok(packed) = packed.write_all(text.as_bytes()).and_then(|()| packed.finish()) {
-            self.kept.insert(key, packed.into());
-            self.kept.run_pending_tasks();
-            self.texts.set(self.kept.entry_count().cast_signed());
-            self.bytes.set(self.kept.weighted_size().cast_signed());
+            self.put(key, &packed);
         }
+    }
+
+    fn put(&self, key: [u8; 32], packed: &[u8]) {
+        let mut kept = self.lock();
+        if let Err(error) = kept.put(&self.dir, self.limit / 2, key, packed) {
+            tracing::warn!(%error, "a rendered text could not be kept");
+        }
+        let generations = || kept.younger.iter().chain(&kept.elder);
+        self.texts.set(generations().map(|generation| generation.places.len()).sum::<usize>().cast_signed() as i64);
+        self.bytes.set(generations().map(Generation::cost).sum::<u64>().cast_signed());
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn put(&mut self, dir: &Path, half: u64, key: [u8; 32], packed: &[u8]) -> io::Result<()> {
+        let length = u32::try_from(packed.len()).map_err(io::Error::other)?;
+        let cost = u64::from(length) + ENTRY_COST;
+        if cost > half {
+            return Ok(());
+        }
+        if self.younger.as_ref().is_some_and(|younger| younger.cost() + cost > half) {
+            self.elder = self.younger.take();
+        }
+        let younger = match &mut self.younger {
+            Some(younger) => younger,
+            none => none.insert(Generation::new(dir)?),
+        };
+        younger.file.write_all_at(packed, younger.end)?;
+        younger.places.insert(key, (younger.end, length));
+        younger.end += u64::from(length);
+        // It stands in one place.
+        if let Some(elder) = &mut self.elder {
+            elder.places.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+impl Generation {
+    fn new(dir: &Path) -> io::Result<Self> {
+        Ok(Self { file: Arc::new(tempfile::tempfile_in(dir)?), end: 0, places: HashMap::new() })
+    }
+
+    fn cost(&self) -> u64 {
+        self.end + self.places.len() as u64 * ENTRY_COST
     }
 }
 
@@ -144,18 +220,26 @@ mod tests {
 
     #[test]
     fn a_text_comes_back_whole_and_bytes_are_bounded() {
-        let memo = Memo::new(4000);
+        let dir = tempfile::tempdir().expect("a directory");
+        let memo = Memo::new(dir.path(), 4000);
         let text = "kind: Deployment\n".repeat(1000);
         memo.pack([1; 32], &text);
         assert_eq!(memo.get(&[1; 32]).as_deref(), Some(text.as_str()));
         assert_eq!(memo.get(&[2; 32]), None);
-        for number in 0..100 {
+        for number in 2..100 {
             memo.pack([number; 32], &format!("{number}{text}"));
+            // What is used stays.
+            assert!(memo.get(&[1; 32]).is_some_and(|kept| kept == text), "{number}");
         }
-        assert!(memo.bytes.get() <= 4000 && memo.texts.get() > 0, "{memo:?}");
-        let none = Memo::new(0);
+        assert!(memo.bytes.get() <= 4000 && memo.texts.get() > 2, "{memo:?}");
+        assert_eq!(memo.get(&[3; 32]), None);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0, "its files have no name");
+        let none = Memo::new(dir.path(), 0);
         none.pack([1; 32], &text);
         assert_eq!(none.get(&[1; 32]), None);
+        let gone = Memo::new(&dir.path().join("gone"), 4000);
+        gone.pack([1; 32], &text);
+        assert_eq!(gone.get(&[1; 32]), None, "a full or missing disk costs the memory, not the render");
     }
 
     #[test]

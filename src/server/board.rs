@@ -29,7 +29,8 @@ pub struct Board(Mutex<Entries>);
 
 #[derive(Debug, Default)]
 struct Entries {
-    by_name: BTreeMap<String, Entry>,
+    /// Each as the JSON that is shown: a fleet's take a fraction of the room so.
+    by_name: BTreeMap<String, Box<str>>,
     /// Names, in the order in which they were met.
     order: VecDeque<String>,
 }
@@ -39,8 +40,10 @@ impl Board {
     pub fn set(&self, application: &str, generated: &Generated) {
         let pins = generated.pins.iter().map(Pin::report).collect();
         let entry = Entry { application: application.to_owned(), tool: generated.tool, rendered: Timestamp::now(), pins };
+        // Nothing in it fails to be JSON.
+        let Ok(entry) = serde_json::to_string(&entry) else { return };
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.by_name.insert(application.to_owned(), entry).is_none() {
+        if entries.by_name.insert(application.to_owned(), entry.into()).is_none() {
             entries.order.push_back(application.to_owned());
         }
         while entries.by_name.len() > MAX_APPLICATIONS {
@@ -52,7 +55,7 @@ impl Board {
     /// All of it as JSON: an array of applications with their pins.
     pub fn json(&self) -> String {
         let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        serde_json::to_string(&entries.by_name.values().collect::<Vec<_>>()).unwrap_or_else(|_| "[]".into())
+        format!("[{}]", entries.by_name.values().map(|entry| &**entry).collect::<Vec<_>>().join(","))
     }
 }
 

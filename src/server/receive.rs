@@ -24,7 +24,7 @@ use crate::workspace::pack::Pack;
 use crate::workspace::{Checkout, WorkspaceError};
 
 /// Bytes that go to the thread that reads the archive at a time: Argo CD sends 1 KiB a message.
-const BATCH: usize = 128 * 1024;
+const BATCH: usize = 60 * 1024;
 
 /// The longest pause in a stream.
 const SILENCE: Duration = Duration::from_secs(30);

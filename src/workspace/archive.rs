@@ -37,7 +37,7 @@ const MAX_NAME: usize = 4096;
 const MAX_RECORDS: u64 = 1024 * 1024;
 
 /// Bytes that go to the disk at a time.
-const BUFFERED: usize = 256 * 1024;
+const BUFFERED: usize = 60 * 1024;
 
 /// Why an archive is not used.
 #[derive(Debug, thiserror::Error)]

@@ -151,7 +151,7 @@ impl Materialised {
                 let mode = if self.keep_modes { *mode } else { 0o644 };
                 hash.update(format!("file {mode} "));
                 let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
-                let mut buffer = vec![0; usize::try_from(*bytes).unwrap_or(usize::MAX).min(256 * 1024)];
+                let mut buffer = vec![0; usize::try_from(*bytes).unwrap_or(usize::MAX).min(60 * 1024)];
                 let mut done = 0;
                 while done < *bytes {
                     let count = usize::try_from(*bytes - done).unwrap_or(usize::MAX).min(buffer.len());
