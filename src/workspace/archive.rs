@@ -56,6 +56,8 @@ pub enum ArchiveError {
     TooLongNames(Bounds),
     #[error("the links on the way to `{0}` lead too far")]
     TooFar(String),
+    #[error("too many directories stand above `{0}`")]
+    TooDeep(String),
     #[error("the archive cannot be read")]
     Read(#[source] io::Error),
     #[error("the archive's files cannot be kept")]
@@ -107,6 +109,7 @@ fn entries(archive: &mut Archive<impl Read>, contents: File, bounds: Bounds) -> 
         let misplaced = |why| match why {
             Misplaced::NoDirectory | Misplaced::Directory => ArchiveError::Misplaced(shown(&name)),
             Misplaced::TooFar => ArchiveError::TooFar(shown(&name)),
+            Misplaced::TooDeep => ArchiveError::TooDeep(shown(&name)),
         };
         let place = place(&name).ok_or_else(|| ArchiveError::Name(shown(&name)))?;
         if place.is_empty() {

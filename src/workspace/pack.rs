@@ -15,6 +15,9 @@ use std::path::{Component, Path};
 /// Links that are followed on the way to one path, as Linux does.
 const MAX_LINKS: usize = 40;
 
+/// Directories above an entry. Removing a directory takes a file descriptor for each of them, of which a process may have 1024.
+const MAX_DEPTH: usize = 256;
+
 /// Bytes of names that are gone along while entries are added. An archive that is written without links in its entries' names stays far
 /// below; of the others, a few kilobytes could say what takes hours.
 const MAX_WALKED: u64 = 1 << 30;
@@ -50,6 +53,8 @@ pub enum Misplaced {
     Directory,
     /// Links were followed further than all entries together may.
     TooFar,
+    /// Too many directories stand above it.
+    TooDeep,
 }
 
 /// All entries, and the bytes of the files.
@@ -147,6 +152,9 @@ impl Pack {
                     }
                 }
                 None => {
+                    if next.iter().filter(|byte| **byte == b'/').count() >= MAX_DEPTH {
+                        return Err(Misplaced::TooDeep);
+                    }
                     self.names += next.len() as u64;
                     self.entries.insert(next.clone().into(), Entry::Directory);
                     next
@@ -276,7 +284,7 @@ mod tests {
 
     #[test]
     fn links_do_not_lead_on_and_on() {
-        let deep = ["d"; 2000].join("/").into_bytes();
+        let deep = ["long-directory"; 250].join("/").into_bytes();
         let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
         pack.add_directory(&deep).expect("placed");
         pack.add_directory(b"e").expect("placed");
@@ -288,8 +296,17 @@ mod tests {
         for link in [&b"s"[..], b"e/s"] {
             pack.add_link(link, [&deep[..], b"/0"].concat().into()).expect("placed");
         }
-        // Each part goes 70,000 directories deep.
+        // Each part goes along 9,000 names.
         assert_eq!(pack.add_directory(["s"; 2000].join("/").as_bytes()), Err(Misplaced::TooFar));
+    }
+
+    #[test]
+    fn directories_go_only_so_deep() {
+        let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
+        let deep = ["d"; MAX_DEPTH].join("/").into_bytes();
+        pack.add_file(&[&deep[..], b"/file"].concat(), 0, 0o644).expect("placed");
+        pack.add_link(b"link", deep.into()).expect("placed");
+        assert_eq!(pack.add_directory(b"link/d"), Err(Misplaced::TooDeep));
     }
 
     #[test]
