@@ -3,7 +3,10 @@ SHELL := /bin/sh
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench tools deny clean
+.PHONY: help build demo test lint bench fuzz tools deny clean
+
+# Seconds for each target of `make fuzz`. A full run is 600.
+FUZZ_SECONDS ?= 60
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -26,6 +29,15 @@ lint: ## Formatting and clippy
 bench: ## Measure, against peers where there are any
 	scripts/tools helm kustomize skopeo registry docker-registry
 	cargo bench --locked
+
+fuzz: ## Look for inputs that break the laws of tests/laws; FUZZ_SECONDS=600 is a full run
+	command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked --root .tools
+	cargo fuzz build --sanitizer none
+	for target in archive placeholder; do \
+	  mkdir -p fuzz/target/corpus/$$target && \
+	  cargo fuzz run --sanitizer none $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
+	    -dict=fuzz/$$target.dict -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit; \
+	done
 
 tools: ## Fetch the tools that the tests run into .tools/bin
 	scripts/tools --all

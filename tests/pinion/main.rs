@@ -11,6 +11,7 @@ mod client;
 mod cache;
 mod cases;
 mod cli;
+mod corpus;
 mod examples;
 mod faults;
 mod known;
