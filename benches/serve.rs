@@ -264,7 +264,11 @@ impl Killer {
         let children = move || {
             let tasks = std::fs::read_dir(format!("/proc/{parent}/task")).into_iter().flatten().flatten();
             let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
-            lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<i32>>()).collect()
+            let all = lists.flat_map(|list| list.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<i32>>());
+            // A process that renders in a dead worker's place is not one.
+            let is_worker =
+                |id: &i32| std::fs::read(format!("/proc/{id}/cmdline")).is_ok_and(|line| line.ends_with(b"\0serve\0"));
+            all.filter(is_worker).collect()
         };
         let thread = std::thread::spawn(move || {
             let mut killed = 0;

@@ -4,6 +4,9 @@
 
 use std::error::Error;
 use std::fmt;
+use std::sync::LazyLock;
+
+use regex::Regex;
 
 /// An error and its causes in one line, from outside in.
 pub fn chain(error: &dyn Error) -> String {
@@ -33,13 +36,28 @@ impl Failure {
     }
 }
 
+/// A text without what addresses in it may hold of secrets: user and password, and the query. Tools repeat them, also with one slash.
+pub fn masked(text: &str) -> String {
+    static ADDRESS: LazyLock<Regex> = LazyLock::new(|| {
+        Regex::new(r#"(?i)\b([a-z][a-z0-9+.-]*:/{1,2})([^/\s@'"`<>]+@)?([^\s?'"`<>]*)(\?[^\s'"`<>]*)?"#)
+            .expect("the pattern is a constant")
+    });
+    let mask = |found: &regex::Captures<'_>| {
+        let part = |index: usize| found.get(index).map(|part| part.as_str());
+        let user = part(2).map_or("", |_| "***@");
+        let query = part(4).map_or("", |_| "?***");
+        format!("{}{user}{}{query}", &found[1], &found[3])
+    };
+    ADDRESS.replace_all(text, mask).into_owned()
+}
+
 /// Writes `place: message`, and the hint on a line of its own.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.place.is_empty() {
             write!(f, "{}: ", self.place)?;
         }
-        f.write_str(&self.message)?;
+        f.write_str(&masked(&self.message))?;
         self.hint.iter().try_for_each(|hint| write!(f, "\n  hint: {hint}"))
     }
 }
@@ -73,3 +91,29 @@ impl fmt::Display for Failures {
 }
 
 impl Error for Failures {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_shown_without_their_secrets() {
+        for (text, expected) in [
+            (
+                "value file `https://user:hunter2@example.com/x.yaml?token=hunter3` is",
+                "value file `https://***@example.com/x.yaml?***` is",
+            ),
+            (
+                "evalsymlink failure on '/o/https:/user:hunter2@localhost:1/x?ref=v1' : no",
+                "evalsymlink failure on '/o/https:/***@localhost:1/x?***' : no",
+            ),
+            (
+                "could not resolve `ghcr.io/acme/web semver ~1`: a.yaml:4:9",
+                "could not resolve `ghcr.io/acme/web semver ~1`: a.yaml:4:9",
+            ),
+            ("https://example.com/a@b and oci://x:y@z", "https://example.com/a@b and oci://***@z"),
+        ] {
+            assert_eq!(Failure::text("", text, None).to_string(), expected);
+        }
+    }
+}

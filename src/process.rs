@@ -24,6 +24,9 @@ use pool::Pool;
 /// Standard error that is kept for a message, in bytes.
 const MAX_STDERR: usize = 64 * 1024;
 
+/// Bytes of standard error that stand in an error, if it has more than one line.
+const STDERR_BYTES: usize = 4000;
+
 /// Lines of standard error that stand in an error.
 const STDERR_LINES: usize = 20;
 
@@ -75,7 +78,8 @@ impl ProcessError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Start { program, source } if source.kind() == io::ErrorKind::NotFound => {
-                Some(format!("install it, or say where it is with `--{}`", Path::new(program).file_name()?.to_string_lossy()))
+                let flag = if program.contains("kustomize") { "--kustomize" } else { "--helm" };
+                Some(format!("install it, or say where it is with `{flag}`"))
             }
             Self::Deadline { .. } => Some("raise `--render-timeout`, and Argo CD's own timeouts with it".into()),
             _ => None,
@@ -214,8 +218,12 @@ fn told(status: ExitStatus) -> String {
 fn clean(stderr: &str) -> String {
     // Some tools print their whole usage behind the error.
     let told = stderr.lines().take_while(|line| !line.starts_with("Usage:"));
-    let lines: Vec<&str> = told.filter(|line| !line.trim().is_empty()).collect();
-    let from = lines.len().saturating_sub(STDERR_LINES);
+    let is_idle = |line: &&str| line.trim().is_empty() || line.starts_with("level=INFO") || line.starts_with("level=DEBUG");
+    let lines: Vec<&str> = told.filter(|line| !is_idle(line)).collect();
+    let mut from = lines.len().saturating_sub(STDERR_LINES);
+    while from + 1 < lines.len() && lines[from..].iter().map(|line| line.len().min(1000)).sum::<usize>() > STDERR_BYTES {
+        from += 1;
+    }
     let long = |line: &str| {
         line.chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).take(1000).collect::<String>()
     };

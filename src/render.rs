@@ -165,7 +165,7 @@ impl Plan {
             choice => choice,
         };
         Ok(match choice {
-            Choice::Kustomize => Self::Kustomize(Box::new(kustomize::Plan::prepare(checkout, application)?)),
+            Choice::Kustomize => Self::Kustomize(Box::new(kustomize::Plan::prepare(checkout, application, tools)?)),
             Choice::Helm => Self::Helm(Box::new(helm::Plan::prepare(checkout, application, tools).await?)),
             Choice::Directory | Choice::Auto => Self::Directory(directory::Plan::prepare(checkout, application, tools)?),
         })

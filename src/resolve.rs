@@ -94,7 +94,9 @@ impl ResolveError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Registry { source, .. } => source.hint(),
-            Self::Budget { .. } => Some("raise `--lookup-timeout`; what was learned meanwhile is kept for the next time".into()),
+            Self::Budget { .. } => {
+                Some("raise `--lookup-timeout`, or the caller's own; what is learned meanwhile is there the next time".into())
+            }
             Self::NoMatch { source, .. } => source.hint(),
             Self::Broken { .. } => None,
         }
@@ -200,7 +202,10 @@ impl<S: TagSource + 'static> Resolver<S> {
         let error = match tokio::time::timeout_at(start + budget, self.lookup(key, question)).await {
             Ok(Ok(pin)) => return Ok(pin),
             Ok(Err(error)) => error,
-            Err(_) => ResolveError::Budget { question: question.name(), budget },
+            Err(_) => {
+                let budget = Duration::from_millis(u64::try_from(budget.as_millis()).unwrap_or(u64::MAX));
+                ResolveError::Budget { question: question.name(), budget }
+            }
         };
         let reason = reason(&error);
         if matches!(error, ResolveError::NoMatch { .. }) {

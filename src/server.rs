@@ -73,17 +73,15 @@ impl<S: TagSource + 'static> Service<S> {
     async fn manifests(&self, received: &Received, deadline: Option<Instant>) -> Result<Generated, Status> {
         let application = application(received)?;
         let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
-        let (received, asked) = (received.clone(), Instant::now());
+        let (received, metrics, asked) = (received.clone(), Arc::clone(&self.metrics), Instant::now());
         let work = async move {
-            let waited = asked.elapsed();
+            metrics.phase("wait", asked.elapsed());
             let checkout = received.checkout()?;
             let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver, deadline).await;
             let generated = generated.map_err(|failures| refused("error generating manifests", &failures))?;
-            Ok::<_, Status>((generated, waited))
+            Ok::<_, Status>(generated)
         };
-        let (generated, waited) = self.renders.run(deadline, work).await.map_err(not_run)??;
-        self.metrics.phase("wait", waited);
-        Ok(generated)
+        self.renders.run(deadline, work).await.map_err(not_run)?
     }
 
     /// Is the application one for this plugin? Follows Argo CD's `matchRepository`: the first way that is configured decides.
@@ -178,7 +176,11 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
                     milliseconds = arrived.elapsed().as_millis(),
                     stale = generated.stale(),
                     archive = if received.is_known { "known" } else { "new" },
-                    text = if generated.is_recalled { "known" } else { "new" },
+                    text = match generated.tool {
+                        "directory" => "-",
+                        _ if generated.is_recalled => "known",
+                        _ => "new",
+                    },
                     phases = format!("receive={:.1} {}", receive.as_secs_f64() * 1000.0, generated.phases.text()),
                     pins = generated.pins_text(),
                     "rendered"
@@ -252,7 +254,9 @@ fn application(received: &Received) -> Result<Application, Status> {
 
 fn not_run(reason: NotRun) -> Status {
     match reason {
-        NotRun::TooLate { .. } => Status::deadline_exceeded(format!("{reason}; more renders at a time: `--renders-at-once`")),
+        NotRun::TooLate { .. } | NotRun::NoTurn { .. } => {
+            Status::deadline_exceeded(format!("{reason}; more renders at a time: `--renders-at-once`"))
+        }
         NotRun::BrokeOff => Status::internal(reason.to_string()),
     }
 }

@@ -72,11 +72,11 @@ pub struct Arguments {
     work_dir: Option<PathBuf>,
 
     /// Longest message of the protocol, in MiB; Argo CD's own bound is the same
-    #[arg(long, env = "ARGOCD_GRPC_MAX_SIZE_MB", value_name = "MIB", default_value_t = 100)]
+    #[arg(long, env = "ARGOCD_GRPC_MAX_SIZE_MB", value_name = "MIB", default_value_t = 100, value_parser = at_least_one)]
     max_message_mb: usize,
 
     /// Renders at a time; the others wait in their order [default: twice the processors]
-    #[arg(long, env = "PINION_RENDERS_AT_ONCE", value_name = "N")]
+    #[arg(long, env = "PINION_RENDERS_AT_ONCE", value_name = "N", value_parser = at_least_one)]
     renders_at_once: Option<usize>,
 
     /// Archives that are kept for the next request with the same bytes; 0 keeps none
@@ -136,6 +136,7 @@ impl Arguments {
         let admin = admin.with_context(|| format!("the admin port `{}` cannot be opened", self.admin_address))?;
         let admin_address = admin.local_addr()?;
         let work_dir = self.work_dir.unwrap_or_else(std::env::temp_dir).join("_cmp_server");
+        let _lock = lock(&work_dir)?;
         let _ = std::fs::remove_dir_all(&work_dir);
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&work_dir);
         made.with_context(|| format!("`{}` cannot be made", work_dir.display()))?;
@@ -143,7 +144,7 @@ impl Arguments {
         if tempfile::env::override_temp_dir(&work_dir).is_err() {
             tracing::warn!("copies of files go to the system's directory for temporary ones");
         }
-        let at_once = self.renders_at_once.filter(|count| *count > 0).unwrap_or_else(|| 2 * processors());
+        let at_once = self.renders_at_once.unwrap_or_else(|| 2 * processors());
 
         let workers = Counts::default();
         // Before there is a socket: nobody shall wait at it.
@@ -193,10 +194,10 @@ impl Arguments {
         let ended = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
-        let token = self.api_token;
+        let (token, ready_path) = (self.api_token, socket_path.clone());
         let routes = Router::new()
             .route("/healthz", get(async || "ok\n"))
-            .route("/readyz", get(async || "ok\n"))
+            .route("/readyz", get(move || async move { ready(&ready_path) }))
             .route("/metrics", get(move || async move { ([(CONTENT_TYPE, OPENMETRICS)], metrics.text()) }))
             .route("/api/v1/pins", get(move |peer, headers| async move { pins(&board, token.as_deref(), peer, &headers) }))
             .into_make_service_with_connect_info::<SocketAddr>();
@@ -228,6 +229,17 @@ impl Arguments {
         drop((tasks, pins_socket, socket));
         Ok(Outcome::Done)
     }
+}
+
+/// Keeps other servers out of a work directory as long as it is held: each empties its own at start.
+fn lock(work_dir: &Path) -> anyhow::Result<std::fs::File> {
+    let path = work_dir.with_extension("lock");
+    let made = path.parent().map_or(Ok(()), std::fs::create_dir_all);
+    let file = made.and_then(|()| std::fs::OpenOptions::new().create(true).append(true).open(&path));
+    let file = file.with_context(|| format!("`{}` cannot be made", path.display()))?;
+    file.try_lock()
+        .with_context(|| format!("`{}` is another server's; give each its own with `--work-dir`", work_dir.display()))?;
+    Ok(file)
 }
 
 /// Starts this program over with settings for glibc's allocator, which reads them at the start alone. As it comes it keeps for each
@@ -292,6 +304,11 @@ async fn runner(helm: &Path, workers: &Counts) -> Runner {
     }
 }
 
+/// Can Argo CD reach us? Not when somebody removed the socket.
+fn ready(socket: &Path) -> (StatusCode, &'static str) {
+    if socket.exists() { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "the plugin socket is gone\n") }
+}
+
 /// The pins, for loopback or with the token.
 fn pins(board: &Board, token: Option<&str>, ConnectInfo(peer): ConnectInfo<SocketAddr>, headers: &HeaderMap) -> Response {
     let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
@@ -300,6 +317,14 @@ fn pins(board: &Board, token: Option<&str>, ConnectInfo(peer): ConnectInfo<Socke
     } else {
         (StatusCode::UNAUTHORIZED, "a token is needed: set PINION_API_TOKEN and send it as `Authorization: Bearer`\n")
             .into_response()
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("it is at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("{error}")),
     }
 }
 

@@ -43,7 +43,7 @@ impl Plan {
     /// # Errors
     ///
     /// [`RenderError`], when there is none or a path leads out of the checkout.
-    pub fn prepare(checkout: &Checkout, application: &Application) -> Result<Self, RenderError> {
+    pub fn prepare(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
         let mut plan = Self {
             checkout: checkout.clone(),
             application: application.clone(),
@@ -80,6 +80,11 @@ impl Plan {
             waiting.extend(found);
             let is_address = |node: &Node<'_>| matches!(&node.kind, Kind::Scalar { value, .. } if has_address(value));
             plan.is_local &= is_local && !tree.nodes().any(|(_, node)| is_address(node));
+            if is_unrestricted(tools) {
+                plan.check_paths(&dir, &tree)?;
+                // A file that such a kustomization names by another file may stand anywhere.
+                plan.is_local = false;
+            }
             let generated = plan.generated(&dir, &tree)?;
             drop(tree);
             plan.data.push(Data { name: shown(&path), text, source: Source::InPlace(path) });
@@ -95,6 +100,21 @@ impl Plan {
 
     pub fn data(&self) -> &[Data] {
         &self.data
+    }
+
+    /// Without load restrictions Kustomize opens whatever a path leads to: none may lead out of the checkout.
+    fn check_paths(&self, dir: &Path, tree: &Tree<'_>) -> Result<(), RenderError> {
+        for (id, _) in tree.nodes() {
+            let Some(text) = tree.text(id).filter(|text| !text.contains('\n')) else { continue };
+            let path = text.split_once('=').map_or(text, |(_, path)| path);
+            let leads_out = Path::new(path).is_absolute()
+                || (path.contains("..") && matches!(self.checkout.find(dir, path), Err(WorkspaceError::Outside { .. })));
+            if leads_out && !has_address(path) {
+                let source = WorkspaceError::Outside { path: printable(path) };
+                return Err(RenderError::File { what: format!("`{}`", shown(dir)), source });
+            }
+        }
+        Ok(())
     }
 
     /// Files with placeholders that generators read. Kustomize hashes them, and encodes those of Secrets, so that their placeholders
@@ -194,7 +214,7 @@ impl Plan {
         let patches = &self.application.parameters.kustomize.patches;
         let options = &tools.kustomize_build_options;
         let writes = options.iter().any(|option| option.starts_with("--enable-"));
-        let reaches_further = writes || options.iter().any(|option| option.ends_with("LoadRestrictionsNone"));
+        let reaches_further = writes || is_unrestricted(tools);
         // Kustomize unpacks charts beside the kustomization: never in the checkout, which others may be reading.
         let is_copied = writes || !changed.is_empty() || !edits.is_empty() || patches.is_some();
         let root = if is_copied { workspace.root() } else { self.checkout.root().to_owned() };
@@ -363,6 +383,11 @@ impl Plan {
             max_output: tools.max_output,
         }
     }
+}
+
+/// Did the operator switch load restrictions off?
+fn is_unrestricted(tools: &Tools) -> bool {
+    tools.kustomize_build_options.iter().any(|option| option.ends_with("LoadRestrictionsNone"))
 }
 
 /// May a text name something to fetch? Any path of a kustomization may be an address, wherever it stands.

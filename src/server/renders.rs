@@ -40,6 +40,9 @@ pub enum NotRun {
     /// Those before it would take longer than its caller waits.
     #[error("{ahead} renders wait before this one, which take {} together: the caller does not wait so long", humantime::format_duration(rounded(*expected)))]
     TooLate { ahead: usize, expected: Duration },
+    /// Its caller's time was up before its turn came.
+    #[error("the render waited for its turn until the caller's time was up; {running} others ran")]
+    NoTurn { running: usize },
     #[error("the render broke off; the server's log says more")]
     BrokeOff,
 }
@@ -79,15 +82,19 @@ impl Renders {
         if let Some(late) = self.late(deadline) {
             return Err(late);
         }
-        let turn = self.turns.acquire().await.map_err(|_| NotRun::BrokeOff)?;
+        let turn = match deadline {
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), self.turns.acquire()).await,
+            None => Ok(self.turns.acquire().await),
+        };
+        let turn = turn.map_err(|_| NotRun::NoTurn { running: self.at_once })?.map_err(|_| NotRun::BrokeOff)?;
         drop(waiting);
         let _running = Counted::new(&self.gauges.running);
-        let started = Instant::now();
+        // Also what is cut off at its deadline tells how long renders take.
+        let _learning = Learning(&self.typical, Instant::now());
         let mut tasks = JoinSet::new();
         let runtime = self.runtime.as_ref().expect("it is there until the end");
         tasks.spawn_on(work, runtime.handle());
         let done = tasks.join_next().await;
-        self.learn(started.elapsed());
         drop(turn);
         match done {
             Some(Ok(done)) => Ok(done),
@@ -110,14 +117,19 @@ impl Renders {
         let expected = Duration::from_micros(self.typical.load(Ordering::Relaxed)).saturating_mul(rounds);
         (expected > left).then_some(NotRun::TooLate { ahead, expected })
     }
+}
 
-    fn learn(&self, took: Duration) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+/// Learns how long a turn was held.
+struct Learning<'a>(&'a AtomicU64, Instant);
+
+impl Drop for Learning<'_> {
+    fn drop(&mut self) {
+        let took = u64::try_from(self.1.elapsed().as_micros()).unwrap_or(u64::MAX);
         let learnt = |typical: u64| match typical {
             0 => took,
             typical => typical - typical / WEIGHT + took / WEIGHT,
         };
-        let _ = self.typical.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |typical| Some(learnt(typical)));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |typical| Some(learnt(typical)));
     }
 }
 
@@ -172,6 +184,30 @@ mod tests {
         assert!(asked.elapsed() < Duration::from_millis(100));
         renders.run(soon(60_000), nap(0)).await.expect("it has time");
         first.await.expect("it ends").expect("it ran");
+    }
+
+    /// All turns are held by renders that run into their deadlines: the next ones know.
+    #[tokio::test]
+    async fn who_waited_for_nothing_is_told_so_and_the_next_at_once() {
+        let renders = Arc::new(Renders::new(1).expect("threads"));
+        let (busy, waiting) = (Arc::clone(&renders), Arc::clone(&renders));
+        let slow = tokio::spawn(async move {
+            tokio::time::timeout(Duration::from_millis(600), busy.run(None, std::future::pending::<()>())).await
+        });
+        while renders.turns.available_permits() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let refused = waiting.run(soon(200), async {}).await.expect_err("no turn");
+        assert_eq!(refused, NotRun::NoTurn { running: 1 });
+        assert!(slow.await.expect("it ends").is_err());
+        let busy = Arc::clone(&renders);
+        let slow = tokio::spawn(async move { busy.run(None, std::future::pending::<()>()).await });
+        while renders.turns.available_permits() > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let refused = renders.run(soon(300), async {}).await.expect_err("too late");
+        assert!(matches!(refused, NotRun::TooLate { .. }), "{refused}");
+        slow.abort();
     }
 
     #[tokio::test]

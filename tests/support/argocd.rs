@@ -78,7 +78,9 @@ impl Serving {
         let tmp = self.dir.path().join("tmp");
         let started = Instant::now();
         loop {
-            let others = list(tmp.clone()).into_iter().filter(|path| !path.ends_with("_cmp_server"));
+            let others = list(tmp.clone())
+                .into_iter()
+                .filter(|path| !path.ends_with("_cmp_server") && !path.ends_with("_cmp_server.lock"));
             let left: Vec<PathBuf> = list(tmp.join("_cmp_server")).into_iter().chain(others).collect();
             if left.is_empty() || started.elapsed() > Duration::from_secs(5) {
                 return left;
