@@ -11,9 +11,10 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use regex::Regex;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
@@ -216,6 +217,12 @@ fn told(status: ExitStatus) -> String {
 
 /// The last lines, free of control characters. The end is where tools say what is wrong.
 fn clean(stderr: &str) -> String {
+    // Directories of one request: with their names the same failure would have another text each time.
+    static PRIVATE: LazyLock<Regex> = LazyLock::new(|| {
+        let place = r#"[^\s'"`:=(]*/(?:request|pinion)-[A-Za-z0-9]{6}/(?:(?:checkout|files|home)/)?"#;
+        Regex::new(place).expect("the pattern is a constant")
+    });
+    let stderr = PRIVATE.replace_all(stderr, "");
     // Some tools print their whole usage behind the error.
     let told = stderr.lines().take_while(|line| !line.starts_with("Usage:"));
     let is_idle = |line: &&str| line.trim().is_empty() || line.starts_with("level=INFO") || line.starts_with("level=DEBUG");
@@ -261,6 +268,18 @@ mod tests {
         assert_eq!(error.to_string(), "`sh` failed: exit status 3\n  Error: no\u{fffd}[31m");
         let missing = Child { program: "/does/not/exist".into(), ..shell("") };
         assert!(missing.run().await.expect_err("no program").hint().is_some());
+    }
+
+    #[test]
+    fn the_same_failure_has_the_same_text() {
+        for (told, expected) in [
+            ("Error: '/tmp/w/_cmp_server/request-9mDe9V/app/x' is missing", "Error: 'app/x' is missing"),
+            ("no such file: /tmp/pinion-a1B2c3/checkout/o/k.yaml: no", "no such file: o/k.yaml: no"),
+            ("stat /tmp/pinion-a1B2c3/files/values.yaml", "stat values.yaml"),
+            ("https://example.com/request-1/x", "https://example.com/request-1/x"),
+        ] {
+            assert_eq!(clean(told), expected);
+        }
     }
 
     #[tokio::test]

@@ -132,7 +132,7 @@ fn differs(ran: &Ran, served: &Result<String, tonic::Status>) -> Option<String> 
         Err(status) if ran.status != 0 => {
             // Each door has a checkout of its own; all else is the same text.
             let path = regex::Regex::new(r"/[^\s'`]*/(checkout|request-[A-Za-z0-9]+|pinion-[A-Za-z0-9]+)\b").expect("a constant");
-            let plain = |text: &str| path.replace_all(text, "PATH").trim().to_owned();
+            let plain = |text: &str| path.replace_all(text, "PATH").replace("PATH/", "").trim().to_owned();
             let told = plain(status.message());
             let classic = plain(ran.clone().err().trim_start_matches("error: "));
             // A link that leads out is refused on arrival already.
