@@ -85,7 +85,7 @@ impl<S: TagSource + 'static> Service<S> {
     }
 
     /// Is the application one for this plugin? Follows Argo CD's `matchRepository`: the first way that is configured decides.
-    async fn matches(&self, received: &Received) -> Result<bool, Status> {
+    async fn matches(&self, received: &Received, deadline: Option<Instant>) -> Result<bool, Status> {
         let (discover, timeout) = (self.plugin.discover.clone(), self.config.tools.timeout);
         let received = received.clone();
         let work = async move {
@@ -105,11 +105,11 @@ impl<S: TagSource + 'static> Service<S> {
                 words => Ok(command(words, &checkout, &received, timeout).await.is_ok_and(|output| !output.is_empty())),
             }
         };
-        self.renders.run(None, work).await.map_err(not_run)?
+        self.renders.run(deadline, work).await.map_err(not_run)?
     }
 
     /// What `plugin.yaml` announces, with the application's images and pins in place of the defaults.
-    async fn announce(&self, received: &Received) -> Result<Vec<ParameterAnnouncement>, Status> {
+    async fn announce(&self, received: &Received, deadline: Option<Instant>) -> Result<Vec<ParameterAnnouncement>, Status> {
         let application = application(received)?;
         let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
         let (dynamic, received) = (self.plugin.dynamic.clone(), received.clone());
@@ -125,7 +125,7 @@ impl<S: TagSource + 'static> Service<S> {
             }
             Ok::<_, Status>((announced, survey(&checkout, &application, &config.tools, &resolver).await, application))
         };
-        let (mut all, surveyed, application) = self.renders.run(None, work).await.map_err(not_run)??;
+        let (mut all, surveyed, application) = self.renders.run(deadline, work).await.map_err(not_run)??;
         all.extend(self.plugin.parameters.iter().cloned());
         // What cannot be found out leaves the announcements as they are: the page that asks shall open.
         match surveyed {
@@ -213,9 +213,8 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
         request: Request<Streaming<AppStreamRequest>>,
     ) -> Result<Response<RepositoryResponse>, Status> {
         let deadline = deadline(request.metadata());
-        let received =
-            self.reception.receive(request.into_inner()).await.map_err(|status| within("match repository error", &status))?;
-        let is_supported = before(deadline, self.matches(&received)).await?;
+        let received = self.received(deadline, request, "match repository error").await?;
+        let is_supported = before(deadline, self.matches(&received, deadline)).await?;
         Ok(Response::new(RepositoryResponse { is_supported, is_discovery_enabled: self.plugin.discover.is_configured() }))
     }
 
@@ -225,7 +224,7 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
     ) -> Result<Response<ParametersAnnouncementResponse>, Status> {
         let deadline = deadline(request.metadata());
         let received = self.received(deadline, request, "parameters announcement error receiving stream").await?;
-        let parameter_announcements = before(deadline, self.announce(&received)).await?;
+        let parameter_announcements = before(deadline, self.announce(&received, deadline)).await?;
         Ok(Response::new(ParametersAnnouncementResponse { parameter_announcements }))
     }
 }
