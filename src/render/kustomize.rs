@@ -20,6 +20,27 @@ use crate::yaml::{Kind, Node, NodeId, Tree};
 /// Names of a kustomization, in the order in which Kustomize looks for them.
 pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
 
+/// Where paths stand in a kustomization: lists of them, and lists of objects with such fields.
+const PATHS: [(&str, &[&str]); 17] = [
+    ("resources", &[]),
+    ("bases", &[]),
+    ("components", &[]),
+    ("generators", &[]),
+    ("transformers", &[]),
+    ("validators", &[]),
+    ("crds", &[]),
+    ("configurations", &[]),
+    ("patchesStrategicMerge", &[]),
+    ("patches", &["path"]),
+    ("patchesJson6902", &["path"]),
+    ("replacements", &["path"]),
+    ("openapi", &["path"]),
+    ("configMapGenerator", &["files", "envs", "env"]),
+    ("secretGenerator", &["files", "envs", "env"]),
+    ("helmGlobals", &["chartHome", "configHome"]),
+    ("helmCharts", &["valuesFile", "additionalValuesFiles"]),
+];
+
 /// Kustomizations that one application may reach.
 const MAX_REACHED: usize = 1000;
 
@@ -53,6 +74,13 @@ impl Plan {
             is_recalled: false,
         };
         // What the parameter adds builds upon more, too.
+        if let Some(patches) = application.parameters.kustomize.patches.as_deref().filter(|_| is_unrestricted(tools))
+            && let Ok(tree) = Tree::parse(patches)
+        {
+            let paths =
+                tree.roots.iter().flat_map(|root| tree.items(*root)).filter_map(|patch| tree.text(tree.get(*patch, "path")?));
+            plan.check_each(checkout.app(), "parameter `kustomize-patches`", paths)?;
+        }
         let components = plan.present_components()?;
         plan.is_local = components.iter().all(|(_, path)| path.is_some());
         let mut waiting: Vec<PathBuf> = components.into_iter().filter_map(|(_, path)| path).collect();
@@ -81,7 +109,7 @@ impl Plan {
             let is_address = |node: &Node<'_>| matches!(&node.kind, Kind::Scalar { value, .. } if has_address(value));
             plan.is_local &= is_local && !tree.nodes().any(|(_, node)| is_address(node));
             if is_unrestricted(tools) {
-                plan.check_paths(&dir, &tree)?;
+                plan.check_paths(&dir, &format!("`{}`", shown(&dir)), &tree)?;
                 // A file that such a kustomization names by another file may stand anywhere.
                 plan.is_local = false;
             }
@@ -103,15 +131,29 @@ impl Plan {
     }
 
     /// Without load restrictions Kustomize opens whatever a path leads to: none may lead out of the checkout.
-    fn check_paths(&self, dir: &Path, tree: &Tree<'_>) -> Result<(), RenderError> {
-        for (id, _) in tree.nodes() {
-            let Some(text) = tree.text(id).filter(|text| !text.contains('\n')) else { continue };
-            let path = text.split_once('=').map_or(text, |(_, path)| path);
-            let leads_out = Path::new(path).is_absolute()
-                || (path.contains("..") && matches!(self.checkout.find(dir, path), Err(WorkspaceError::Outside { .. })));
-            if leads_out && !has_address(path) {
+    fn check_paths(&self, dir: &Path, what: &str, tree: &Tree<'_>) -> Result<(), RenderError> {
+        for (list, fields) in PATHS {
+            let entries = tree.roots.iter().filter_map(|root| tree.get(*root, list)).flat_map(|id| alone_or_items(tree, id));
+            for entry in entries {
+                let paths = match fields {
+                    [] => vec![entry],
+                    fields => {
+                        fields.iter().filter_map(|field| tree.get(entry, field)).flat_map(|id| alone_or_items(tree, id)).collect()
+                    }
+                };
+                self.check_each(dir, what, paths.into_iter().filter_map(|id| tree.text(id)))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_each<'t>(&self, dir: &Path, what: &str, paths: impl Iterator<Item = &'t str>) -> Result<(), RenderError> {
+        // Objects may stand in place of a path, and a key before it.
+        for path in paths.filter(|text| !text.contains('\n')).map(|text| text.split_once('=').map_or(text, |(_, path)| path)) {
+            let is_outside = || matches!(self.checkout.find(dir, path), Err(WorkspaceError::Outside { .. }));
+            if !has_address(path) && (Path::new(path).is_absolute() || is_outside()) {
                 let source = WorkspaceError::Outside { path: printable(path) };
-                return Err(RenderError::File { what: format!("`{}`", shown(dir)), source });
+                return Err(RenderError::File { what: what.to_owned(), source });
             }
         }
         Ok(())
@@ -161,13 +203,14 @@ impl Plan {
                 for entry in tree.get(*root, list).map(|id| tree.items(id)).unwrap_or_default() {
                     // Objects may stand in place of a path.
                     let Some(path) = tree.text(*entry).filter(|path| !path.contains('\n')) else { continue };
-                    // Kustomize takes such a path for a repository, also where a directory of that name stands.
-                    let is_host =
-                        path.split_once('/').is_some_and(|(host, _)| host.contains('.') && !host.trim_matches('.').is_empty());
-                    if path.contains([':', '?']) || is_host {
+                    if path.contains([':', '?']) {
                         is_local = false;
                         continue;
                     }
+                    // Kustomize may take such a path for a repository, also where a directory of that name stands.
+                    let is_host =
+                        path.split_once('/').is_some_and(|(host, _)| host.contains('.') && !host.trim_matches('.').is_empty());
+                    is_local &= !is_host;
                     match self.checkout.find(dir, path) {
                         Ok(path) if self.checkout.root().join(&path).is_dir() => found.push(path),
                         Ok(_) => {}
@@ -383,6 +426,12 @@ impl Plan {
             max_output: tools.max_output,
         }
     }
+}
+
+/// One text or object, or each of a list.
+fn alone_or_items(tree: &Tree<'_>, id: NodeId) -> Vec<NodeId> {
+    let items = tree.items(id);
+    if items.is_empty() { vec![id] } else { items.to_vec() }
 }
 
 /// Did the operator switch load restrictions off?

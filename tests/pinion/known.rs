@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::serve::{Fixture, generate};
 use crate::support::argocd::Serving;
+use crate::support::driver::Driver;
 
 /// A tool in place of Helm and Kustomize, which notes each call and then does as the script says.
 struct Tool {
@@ -198,7 +199,7 @@ async fn a_base_that_changes_is_rendered_again_and_what_is_fetched_always() {
         "resources: ['git@example.com:acme/web']\n",
         "resources: [pod.yaml]\nvalidators: [github.com/acme/web]\n",
         "resources: [pod.yaml]\npatches: [{path: \"https:\\/\\/example.com/patch.yaml\"}]\n",
-        // A directory of that name does not keep Kustomize from fetching.
+        // A directory of that name may not keep Kustomize from fetching.
         "resources: [example.org/base]\n",
     ] {
         write(root, "app/kustomization.yaml", text);
@@ -276,6 +277,57 @@ async fn a_link_to_a_base_leads_to_the_same_in_a_copy() {
     fs::create_dir(root.join(".git")).expect("made");
     let classic = tokio::task::block_in_place(|| driver.run(["generate", &app]));
     assert_eq!(classic.ok(), manifests);
+}
+
+/// A directory whose name looks like a host is a base like others, with what it builds upon.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_in_a_dotted_directory_is_followed() {
+    let fixture = Fixture::new().await;
+    let root = fixture.checkout.path();
+    let images = "images: [{name: web, newName: ghcr.io/acme/web, newTag: $(pin ~1)}]\n";
+    write(root, "app/kustomization.yaml", &format!("resources: [v1.2/base]\n{images}"));
+    write(root, "app/v1.2/base/kustomization.yaml", "resources: [../../../shared]\n");
+    write(root, "shared/kustomization.yaml", "resources: [pod.yaml]\n");
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: web}]}\n";
+    write(root, "shared/pod.yaml", pod);
+    let serving = fixture.serve(&[]);
+    let manifests = generate(&serving, fixture.messages(1024)).await.expect("manifests");
+    assert!(manifests.contains("ghcr.io/acme/web:1.1.0"), "{manifests}");
+}
+
+/// An operator may switch Kustomize's load restrictions off for paths within the repository: none leads out of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_load_restrictions_the_checkout_is_still_the_border() {
+    let fixture = Fixture::new().await;
+    let root = fixture.checkout.path();
+    write(root, "shared.txt", "shared");
+    fs::write(fixture.driver.home().join("secret"), "s3cret").expect("written");
+    let secret = fixture.driver.home().join("secret").display().to_string();
+    let driver = fixture.driver.env("PINION_KUSTOMIZE_BUILD_OPTIONS", "--load-restrictor LoadRestrictionsNone");
+    let driver = driver.env("ARGOCD_APP_NAME", "web").env("ARGOCD_APP_SOURCE_PATH", "app");
+    let generate = |driver: &Driver, kustomization: &str| {
+        write(root, "app/kustomization.yaml", kustomization);
+        tokio::task::block_in_place(|| driver.run(["generate", &root.join("app").display().to_string()]))
+    };
+    // Texts that look like paths and are none, and a path within.
+    let text =
+        "configMapGenerator: [{name: c, literals: [DATA=/data], files: [../shared.txt]}]\ncommonAnnotations: {path: /healthz}\n";
+    let manifests = generate(&driver, text).ok();
+    assert!(manifests.contains("DATA: /data") && manifests.contains("shared.txt: shared"), "{manifests}");
+    for text in [
+        format!("configMapGenerator: [{{name: c, files: ['x={secret}']}}]\n"),
+        format!("configMapGenerator: [{{name: c, files: ['x=../../../../../../../../../..{secret}']}}]\n"),
+        format!("secretGenerator: [{{name: c, envs: ['{secret}']}}]\n"),
+        format!("resources: [pod.yaml]\npatches: [{{path: '{secret}'}}]\n"),
+        format!("resources: [pod.yaml]\nopenapi: {{path: '{secret}'}}\n"),
+    ] {
+        let refused = generate(&driver, &text).err();
+        assert!(refused.contains("leads outside the checkout"), "{text}: {refused}");
+    }
+    let parameters = serde_json::json!([{"name": "kustomize-patches", "string": format!("[{{path: '{secret}'}}]")}]);
+    let driver = driver.env("ARGOCD_APP_PARAMETERS", parameters.to_string());
+    let refused = generate(&driver, "resources: [pod.yaml]\n").err();
+    assert!(refused.contains("parameter `kustomize-patches`") && refused.contains("leads outside"), "{refused}");
 }
 
 /// Waits until so many texts were kept: that happens behind the answer.
