@@ -67,7 +67,7 @@ pub struct Arguments {
     #[arg(long, env = "ARGOCD_PLUGINSOCKFILEPATH", value_name = "DIR", default_value = "/home/argocd/cmp-server/plugins")]
     socket_dir: PathBuf,
 
-    /// Directory to unpack in; a folder `_cmp_server` in it is emptied at start [default: the system's for temporary files]
+    /// Directory for archives and files of renders; a folder `_cmp_server` in it is emptied at start [default: the system's for temporary files]
     #[arg(long, env = "ARGOCD_CMP_WORKDIR", value_name = "DIR")]
     work_dir: Option<PathBuf>,
 
