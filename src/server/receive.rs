@@ -3,12 +3,12 @@
 //! The stream is always read to its end, also when the answer is known already: a client that is answered before it has sent everything
 //! reports `EOF` instead of the answer (`cmpserver/apiclient`, `util/cmp/stream.go`).
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -155,7 +155,7 @@ impl Reading {
         let contents = tempfile::tempfile_in(work_dir);
         let contents = contents.map_err(|error| Status::internal(format!("error creating work dir: {error}")))?;
         let (sender, receiver) = mpsc::channel::<Bytes>(BUFFERED);
-        let task = tokio::task::spawn_blocking(move || read(Feed { receiver, chunk: Bytes::new() }, contents, bounds));
+        let task = tokio::task::spawn_blocking(move || read(Feed { receiver, batch: Bytes::new() }, contents, bounds));
         Ok(Self { sender, batch: BytesMut::new(), task })
     }
 
@@ -187,19 +187,29 @@ async fn next(stream: &mut Streaming<AppStreamRequest>) -> Result<Option<AppStre
 /// The batches as something to read.
 struct Feed {
     receiver: mpsc::Receiver<Bytes>,
-    chunk: Bytes,
+    batch: Bytes,
+}
+
+impl BufRead for Feed {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        while self.batch.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(batch) => self.batch = batch,
+                None => break,
+            }
+        }
+        Ok(&self.batch)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.batch.advance(count);
+    }
 }
 
 impl Read for Feed {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.chunk.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(chunk) => self.chunk = chunk,
-                None => return Ok(0),
-            }
-        }
-        let count = buffer.len().min(self.chunk.len());
-        buffer[..count].copy_from_slice(&self.chunk.split_to(count));
+        let count = self.fill_buf()?.read(buffer)?;
+        self.consume(count);
         Ok(count)
     }
 }

@@ -195,9 +195,9 @@ mod tests {
         let mut contents = tempfile::tempfile().expect("a file");
         contents.write_all(b"chartsharedother").expect("written");
         let mut pack = Pack::new(contents);
-        pack.add_file(b"app/Chart.yaml", 5, 0o755).expect("placed");
-        pack.add_file(b"lib/deep/shared", 6, 0o644).expect("placed");
-        pack.add_file(b"other/big", 5, 0o644).expect("placed");
+        pack.add_file(b"app/Chart.yaml", 0, 5, 0o755).expect("placed");
+        pack.add_file(b"lib/deep/shared", 5, 6, 0o644).expect("placed");
+        pack.add_file(b"other/big", 11, 5, 0o644).expect("placed");
         pack.add_link(b"app/lib", Name::from(*b"hop")).expect("placed");
         pack.add_link(b"hop", Name::from(*b"lib/deep")).expect("placed");
         pack.add_link(b"lib/deep/back", Name::from(*b"app")).expect("placed");

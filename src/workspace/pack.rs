@@ -1,4 +1,4 @@
-//! A checkout that was not unpacked: an index of its entries, and the bytes of all its files, one after the other, in one nameless file.
+//! A checkout that was not unpacked: an index of its entries, and the tar that they came in, in one nameless file.
 //!
 //! Writing 20,000 files is what makes an archive slow; writing one is not. Nothing is lost by it: whatever a render turns out to read
 //! is still there ([`super::materialise`]).
@@ -57,12 +57,12 @@ pub enum Misplaced {
     TooDeep,
 }
 
-/// All entries, and the bytes of the files.
+/// All entries, and a file in which the bytes of theirs stand.
 #[derive(Debug)]
 pub struct Pack {
     entries: BTreeMap<Name, Entry>,
     contents: File,
-    /// Bytes of all files.
+    /// Bytes of the contents.
     bytes: u64,
     /// Bytes of all names.
     names: u64,
@@ -74,6 +74,11 @@ impl Pack {
     /// An empty one, whose files' bytes are in `contents`.
     pub fn new(contents: File) -> Self {
         Self { entries: BTreeMap::new(), contents, bytes: 0, names: 0, walked: 0 }
+    }
+
+    /// Counts so many bytes of contents as its own.
+    pub(super) fn holding(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
     }
 
     /// What it costs to keep, in bytes of disk and memory.
@@ -111,11 +116,9 @@ impl Pack {
         self.contents.read_exact_at(buffer, at)
     }
 
-    /// Adds a file of which `bytes` bytes stand at the end of the contents.
-    pub(super) fn add_file(&mut self, name: &[u8], bytes: u64, mode: u32) -> Result<(), Misplaced> {
-        let entry = Entry::File { at: self.bytes, bytes, mode };
-        self.bytes += bytes;
-        self.add(name, entry)
+    /// Adds a file, of which `bytes` bytes stand at `at` in the contents.
+    pub(super) fn add_file(&mut self, name: &[u8], at: u64, bytes: u64, mode: u32) -> Result<(), Misplaced> {
+        self.add(name, Entry::File { at, bytes, mode })
     }
 
     /// Adds a link or replaces what stood there.
@@ -250,11 +253,11 @@ mod tests {
     /// `a/b/file`, `top -> a`, `a/up -> top/b` and a loop.
     fn pack() -> Pack {
         let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
-        pack.add_file(b"a/b/file", 3, 0o644).expect("placed");
+        pack.add_file(b"a/b/file", 0, 3, 0o644).expect("placed");
         pack.add_link(b"top", Name::from(*b"a")).expect("placed");
         pack.add_link(b"a/up", Name::from(*b"top/b")).expect("placed");
         pack.add_link(b"loop", Name::from(*b"loop/x")).expect("placed");
-        pack.add_file(b"a!", 0, 0o644).expect("placed");
+        pack.add_file(b"a!", 0, 0, 0o644).expect("placed");
         pack
     }
 
@@ -304,7 +307,7 @@ mod tests {
     fn directories_go_only_so_deep() {
         let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
         let deep = ["d"; MAX_DEPTH].join("/").into_bytes();
-        pack.add_file(&[&deep[..], b"/file"].concat(), 0, 0o644).expect("placed");
+        pack.add_file(&[&deep[..], b"/file"].concat(), 0, 0, 0o644).expect("placed");
         pack.add_link(b"link", deep.into()).expect("placed");
         assert_eq!(pack.add_directory(b"link/d"), Err(Misplaced::TooDeep));
     }
@@ -322,14 +325,14 @@ mod tests {
     #[test]
     fn entries_stand_where_links_lead() {
         let mut pack = pack();
-        pack.add_file(b"top/b/more", 1, 0o644).expect("through a link");
+        pack.add_file(b"top/b/more", 0, 1, 0o644).expect("through a link");
         assert!(pack.get(b"a/b/more").is_some());
-        assert_eq!(pack.add_file(b"a/b", 1, 0o644), Err(Misplaced::Directory));
-        assert_eq!(pack.add_file(b"a/b/file/x", 1, 0o644), Err(Misplaced::NoDirectory));
-        assert_eq!(pack.add_file(b"loop/x", 1, 0o644), Err(Misplaced::NoDirectory));
+        assert_eq!(pack.add_file(b"a/b", 0, 1, 0o644), Err(Misplaced::Directory));
+        assert_eq!(pack.add_file(b"a/b/file/x", 0, 1, 0o644), Err(Misplaced::NoDirectory));
+        assert_eq!(pack.add_file(b"loop/x", 0, 1, 0o644), Err(Misplaced::NoDirectory));
         assert_eq!(pack.add_directory(b"a/b/file"), Err(Misplaced::NoDirectory));
         // A file takes a link's place.
-        pack.add_file(b"a/up", 1, 0o644).expect("replaced");
+        pack.add_file(b"a/up", 0, 1, 0o644).expect("replaced");
         assert!(matches!(pack.get(b"a/up"), Some(Entry::File { .. })));
     }
 }
