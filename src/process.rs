@@ -9,6 +9,7 @@ pub mod worker;
 
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, LazyLock};
@@ -119,6 +120,20 @@ impl Runner {
     }
 }
 
+/// The file of a program, looked for as a shell does, from here: for a child, a relative path would lead from its own directory.
+pub fn found(program: &Path) -> Option<PathBuf> {
+    let is_name = program.components().count() == 1 && !program.is_absolute();
+    let places: Vec<PathBuf> = if is_name {
+        std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).collect()
+    } else {
+        vec![program.to_owned()]
+    };
+    let is_program = |place: &PathBuf| {
+        std::fs::metadata(place).is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    };
+    std::path::absolute(places.into_iter().find(is_program)?).ok()
+}
+
 /// Kills the whole process group unless disarmed.
 struct Group(Option<Pid>);
 
@@ -138,7 +153,8 @@ impl Child {
     ///
     /// [`ProcessError`]; a failed child's standard error is in it.
     pub async fn run(&self) -> Result<Output, ProcessError> {
-        let mut child = Command::new(&self.program)
+        // With a path it is spawned; for a name, this whole process would be forked first.
+        let mut child = Command::new(found(&self.program).as_deref().unwrap_or(&self.program))
             .args(&self.arguments)
             .current_dir(&self.directory)
             .env_clear()
@@ -280,6 +296,17 @@ mod tests {
         ] {
             assert_eq!(clean(told), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_is_found_as_a_shell_finds_it_but_from_here() {
+        assert!(found(Path::new("sh")).is_some_and(|path| path.is_absolute() && path.ends_with("sh")));
+        assert_eq!(found(Path::new("there-is-no-such-program")), None);
+        // Paths lead from here, and only to what can be run.
+        assert!(found(Path::new("scripts/tools")).is_some_and(|path| path.is_absolute()));
+        assert_eq!(found(Path::new("./Cargo.toml")), None);
+        let named = Child { program: "sh".into(), directory: "/".into(), ..shell("pwd") };
+        assert_eq!(named.run().await.expect("success").stdout, b"/\n");
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ use flate2::write::DeflateEncoder;
 use prometheus_client::metrics::gauge::Gauge;
 use sha2::{Digest, Sha256};
 
+use crate::process::found;
 use crate::workspace::Checkout;
 
 /// What an entry costs besides its text, about, in bytes.
@@ -153,7 +154,8 @@ impl Key {
     /// The start of a key: a program, and all that is on disk. [`None`] where that is not known.
     pub fn new(program: &Path, checkout: &Checkout, workspace: &Path) -> Option<Self> {
         let on_disk = checkout.digest()?;
-        let (path, metadata) = found(program)?;
+        let path = found(program)?;
+        let metadata = std::fs::metadata(&path).ok()?;
         let mut key = Self { hash: Sha256::new(), private: vec![checkout.root().to_owned(), workspace.to_owned()] };
         key.add(path.as_os_str().as_bytes());
         // Another version is another file.
@@ -198,20 +200,6 @@ fn replaced(word: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     }
     new.extend_from_slice(rest);
     new
-}
-
-/// The file of a program, looked for as a shell does.
-fn found(program: &Path) -> Option<(PathBuf, std::fs::Metadata)> {
-    let is_name = program.components().count() == 1 && !program.is_absolute();
-    let places: Vec<PathBuf> = if is_name {
-        std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).collect()
-    } else {
-        vec![program.to_owned()]
-    };
-    places.into_iter().find_map(|place| {
-        let metadata = std::fs::metadata(&place).ok()?;
-        metadata.is_file().then_some((place, metadata))
-    })
 }
 
 #[cfg(test)]
