@@ -163,7 +163,7 @@ impl Checkout {
         }
         for (path, text) in files {
             let inside = self.find(Path::new(""), &path.to_string_lossy())?;
-            fs::write(self.root.join(inside), text).map_err(|error| WorkspaceError::io(path, error))?;
+            replace(&self.root.join(inside), text).map_err(|error| WorkspaceError::io(path, error))?;
         }
         Ok(true)
     }
@@ -555,10 +555,18 @@ pub fn shown(path: &Path) -> String {
     printable(if text.is_empty() { "." } else { &text })
 }
 
+/// Puts a new file in place of one, with its permissions. A file that is emptied and written again, ext4 writes to the disk at once.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let permissions = fs::metadata(path)?.permissions();
+    fs::remove_file(path)?;
+    fs::write(path, text)?;
+    fs::set_permissions(path, permissions)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     /// `repo/{apps/web/Chart.yaml, shared/values.yaml}` beside a secret that no application may reach.
     fn fixture() -> (TempDir, Checkout) {
@@ -632,6 +640,17 @@ mod tests {
         assert!(matches!(checkout.read(&checkout.app().join("big")), Err(WorkspaceError::TooLong { .. })));
         fs::write(checkout.app_dir().join("binary"), [0xff, 0xfe]).expect("a file");
         assert!(matches!(checkout.read(&checkout.app().join("binary")), Err(WorkspaceError::NotText { .. })));
+    }
+
+    #[test]
+    fn what_replaces_a_file_has_its_permissions() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("run.sh");
+        fs::write(&path, "old").expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o750)).expect("set");
+        replace(&path, "new").expect("replaced");
+        assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o750);
+        assert_eq!(fs::read_to_string(&path).expect("text"), "new");
     }
 
     #[test]
