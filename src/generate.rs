@@ -13,10 +13,11 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 mod answers;
 pub(crate) mod asks;
+pub mod clock;
 mod proof;
 
 use crate::application::Application;
@@ -31,6 +32,7 @@ use crate::rules::{Reader, Rules, Target};
 use crate::workspace::{Checkout, WorkspaceError};
 use answers::{Answering, substitute};
 use asks::{Text, asks, rule_asks, scan_all};
+use clock::Clock;
 use proof::{is_empty, prove, unescape_all};
 
 /// What a render gave.
@@ -43,46 +45,8 @@ pub struct Generated {
     pub tool: &'static str,
     /// What a person should know though nothing failed.
     pub notes: Vec<String>,
-    /// Where its time went.
-    pub phases: Phases,
     /// Was the tool's text known already?
     pub is_recalled: bool,
-}
-
-/// The time of each part of a render.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Phases {
-    /// Reading files, rules and placeholders.
-    pub prepare: Duration,
-    /// Asking for pins.
-    pub lookup: Duration,
-    /// Helm, Kustomize, or putting files together.
-    pub tool: Duration,
-    /// What is done with the rendered text.
-    pub finish: Duration,
-}
-
-impl Phases {
-    /// Each with its name.
-    pub fn named(&self) -> [(&'static str, Duration); 4] {
-        [("prepare", self.prepare), ("lookup", self.lookup), ("tool", self.tool), ("finish", self.finish)]
-    }
-
-    /// In milliseconds, as one text for the log.
-    pub fn text(&self) -> String {
-        let times = self.named().map(|(name, time)| format!("{name}={:.1}", time.as_secs_f64() * 1000.0));
-        times.join(" ")
-    }
-}
-
-/// Measures one phase after the other.
-struct Lap(Instant);
-
-impl Lap {
-    fn lap(&mut self) -> Duration {
-        let now = Instant::now();
-        now.duration_since(std::mem::replace(&mut self.0, now))
-    }
 }
 
 impl Generated {
@@ -98,7 +62,9 @@ impl Generated {
     }
 }
 
-/// Renders an application. Lookups leave time for the tool before the deadline, if there is one.
+/// Renders an application. Lookups leave time for the tool before the deadline, if there is one. The clock goes through `prepare` (reading
+/// files, rules and placeholders), `lookup` (asking for pins), `tool` (Helm, Kustomize, or putting files together) and `finish` (what is
+/// done with the rendered text).
 ///
 /// # Errors
 ///
@@ -110,8 +76,9 @@ pub async fn generate<S: TagSource + 'static>(
     image_paths: &[ImagePath],
     resolver: &Resolver<S>,
     deadline: Option<Instant>,
+    clock: &Clock,
 ) -> Result<Generated, Failures> {
-    let (mut lap, mut phases) = (Lap(Instant::now()), Phases::default());
+    clock.begin("prepare");
     let rules = read_rules(checkout, application)?;
     let given = read_given(checkout, application)?;
     let mut plan = Plan::prepare(checkout, application, tools).await.map_err(|error| render_failure(&error))?;
@@ -123,15 +90,15 @@ pub async fn generate<S: TagSource + 'static>(
     let inferred = plan.images(&scans).map_err(|error| render_failure(&error))?;
     let mut asks = asks(&rules, &texts, &scans, &inferred)?;
     asks.extend(rule_asks(&rules));
-    phases.prepare = lap.lap();
+    clock.begin("lookup");
     let answers = answering.answer(asks).await?;
-    phases.lookup = lap.lap();
+    clock.begin("tool");
     let changed = substitute(&scans, &answers);
     let targets = answering.targets(&answers);
     drop(scans);
 
     let rendered = plan.run(&changed, &targets, tools).await.map_err(|error| render_failure(&error))?;
-    phases.tool = lap.lap();
+    clock.begin("finish");
     if is_empty(&rendered) {
         return Err(render_failure(&RenderError::Empty));
     }
@@ -148,9 +115,8 @@ pub async fn generate<S: TagSource + 'static>(
     notes.extend(rules.notes.iter().cloned());
     notes.extend(answering.doubts(&manifests));
     notes.extend(answering.unused());
-    phases.finish = lap.lap();
     let is_recalled = plan.is_recalled();
-    Ok(Generated { manifests, pins: answering.pins, tool: plan.tool(), notes, phases, is_recalled })
+    Ok(Generated { manifests, pins: answering.pins, tool: plan.tool(), notes, is_recalled })
 }
 
 /// Targets that the tool does not have.

@@ -4,6 +4,7 @@
 //! (`cmpserver/server.go`, `cmpserver/plugin/plugin.go`), but for the process of each render. Errors are short, free of secrets, and
 //! have codes that do not make the controller retry the whole render: those are `ResourceExhausted` and `Unavailable`.
 
+pub mod account;
 pub mod board;
 pub mod init;
 pub mod pins;
@@ -19,17 +20,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use crate::application::{Application, PARAMETERS};
 use crate::config::Config;
 use crate::failure::{Failures, chain};
+use crate::generate::clock::Clock;
 use crate::generate::{Generated, generate, survey};
 use crate::process::Child;
 use crate::registry::TagSource;
 use crate::resolve::Resolver;
-use crate::telemetry::{Layer, Metrics, Outcome};
+use crate::telemetry::Metrics;
 use crate::workspace::{ANY_DEPTH, Checkout};
+use account::Account;
 use board::Board;
 use plugin::Plugin;
 use proto::config_management_plugin_service_server::ConfigManagementPluginService;
@@ -70,14 +73,16 @@ impl<S: TagSource + 'static> Service<S> {
     }
 
     /// Renders when its turn has come.
-    async fn manifests(&self, received: &Received, deadline: Option<Instant>) -> Result<Generated, Status> {
+    async fn manifests(&self, received: &Received, deadline: Option<Instant>, clock: &Clock) -> Result<Generated, Status> {
         let application = application(received)?;
         let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
-        let (received, metrics, asked) = (received.clone(), Arc::clone(&self.metrics), Instant::now());
+        let (received, clock) = (received.clone(), clock.clone());
+        clock.begin("wait");
         let work = async move {
-            metrics.phase("wait", asked.elapsed());
+            clock.begin("prepare");
             let checkout = received.checkout()?;
-            let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver, deadline).await;
+            let (tools, image_paths) = (&config.tools, &config.image_paths);
+            let generated = generate(&checkout, &application, tools, image_paths, &resolver, deadline, &clock).await;
             let generated = generated.map_err(|failures| refused("error generating manifests", &failures))?;
             Ok::<_, Status>(generated)
         };
@@ -148,54 +153,18 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
         request: Request<Streaming<AppStreamRequest>>,
     ) -> Result<Response<ManifestResponse>, Status> {
         let deadline = deadline(request.metadata());
-        let arrived = Instant::now();
-        let received = match self.received(deadline, request, "generate manifest error receiving stream").await {
-            Ok(received) => received,
-            Err(status) => {
-                tracing::error!(error = status.message(), "a request could not be received");
-                self.metrics.render(Outcome::Failed, arrived.elapsed());
-                return Err(status);
+        let mut account = Account::open(&self.metrics);
+        let received = self.received(deadline, request, "generate manifest error receiving stream").await;
+        let generated = match &received {
+            Ok(received) => {
+                account.received(received);
+                before(deadline, self.manifests(received, deadline, account.clock())).await
             }
+            Err(status) => Err(status.clone()),
         };
-        let receive = arrived.elapsed();
-        let started = Instant::now();
-        let generated = before(deadline, self.manifests(&received, deadline)).await;
-        let name = received.variable("ARGOCD_APP_NAME").unwrap_or_default();
-        self.metrics.phase("receive", receive);
-        self.metrics.hit(Layer::Archive, received.is_known);
-        match &generated {
-            Ok(generated) => {
-                self.metrics.generated(generated, started.elapsed());
-                self.board.set(&name, generated);
-                for note in &generated.notes {
-                    tracing::warn!(application = name, "{note}");
-                }
-                tracing::info!(
-                    application = name,
-                    tool = generated.tool,
-                    milliseconds = arrived.elapsed().as_millis(),
-                    stale = generated.stale(),
-                    archive = if received.is_known { "known" } else { "new" },
-                    text = match generated.tool {
-                        "directory" => "-",
-                        _ if generated.is_recalled => "known",
-                        _ => "new",
-                    },
-                    phases = format!("receive={:.1} {}", receive.as_secs_f64() * 1000.0, generated.phases.text()),
-                    pins = generated.pins_text(),
-                    "rendered"
-                );
-            }
-            Err(status) if status.code() == Code::DeadlineExceeded => {
-                tracing::error!(application = name, error = status.message(), "the render came too late");
-                self.metrics.render(Outcome::Deadline, started.elapsed());
-            }
-            Err(status) => {
-                tracing::error!(application = name, error = status.message(), "the render failed");
-                self.metrics.render(Outcome::Failed, started.elapsed());
-            }
-        }
+        let application = account.close(&generated);
         let generated = generated?;
+        self.board.set(&application, &generated);
         // Argo CD splits each string into documents itself.
         Ok(Response::new(ManifestResponse { manifests: vec![generated.manifests], source_type: String::new() }))
     }

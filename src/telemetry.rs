@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -24,16 +24,29 @@ use crate::server::renders::Gauges;
 const MAX_REGISTRIES: usize = 100;
 
 /// How a render ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Done,
     Failed,
     Deadline,
+    /// Its caller went away.
+    Cancelled,
+}
+
+impl Outcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Deadline => "deadline",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RenderLabels {
-    outcome: Outcome,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -73,7 +86,7 @@ impl Requests {
 }
 
 /// What was remembered, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layer {
     /// Archives that were read before.
     Archive,
@@ -87,20 +100,32 @@ pub enum Layer {
     Text,
 }
 
+impl Layer {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Archive => "archive",
+            Self::Pin => "pin",
+            Self::Tags => "tags",
+            Self::Digest => "digest",
+            Self::Text => "text",
+        }
+    }
+}
+
 /// Questions to caches, by layer and result.
 #[derive(Clone, Debug, Default)]
 pub struct Hits(Family<HitLabels, Counter>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HitLabels {
-    layer: Layer,
+    layer: &'static str,
     result: &'static str,
 }
 
 impl Hits {
     /// Counts a question: was the answer there?
     pub fn count(&self, layer: Layer, is_hit: bool) {
-        self.0.get_or_create(&HitLabels { layer, result: if is_hit { "hit" } else { "miss" } }).inc();
+        self.0.get_or_create(&HitLabels { layer: layer.name(), result: if is_hit { "hit" } else { "miss" } }).inc();
     }
 }
 
@@ -164,28 +189,22 @@ impl Metrics {
         );
     }
 
-    /// Counts a render.
-    pub fn render(&self, outcome: Outcome, took: Duration) {
-        self.renders.get_or_create(&RenderLabels { outcome }).inc();
-        self.seconds.observe(took.as_secs_f64());
+    /// Counts a render that ended in some way, and the times of its parts. The first of them is the transfer.
+    pub fn render(&self, outcome: Outcome, parts: &[(&'static str, Duration)]) {
+        self.renders.get_or_create(&RenderLabels { outcome: outcome.name() }).inc();
+        self.seconds.observe(parts.iter().skip(1).map(|(_, took)| took.as_secs_f64()).sum());
+        for (phase, took) in parts {
+            self.phases.get_or_create(&PhaseLabels { phase }).observe(took.as_secs_f64());
+        }
     }
 
-    /// Counts a render that gave manifests.
-    pub fn generated(&self, generated: &Generated, took: Duration) {
-        self.render(Outcome::Done, took);
+    /// Counts what is special to a render that gave manifests.
+    pub fn generated(&self, generated: &Generated) {
         self.stale.inc_by(generated.stale() as u64);
-        for (phase, time) in generated.phases.named() {
-            self.phase(phase, time);
-        }
         // A directory has no tool whose text could be known.
         if generated.tool != "directory" {
             self.hits.count(Layer::Text, generated.is_recalled);
         }
-    }
-
-    /// Counts the time of a part of a render.
-    pub fn phase(&self, phase: &'static str, took: Duration) {
-        self.phases.get_or_create(&PhaseLabels { phase }).observe(took.as_secs_f64());
     }
 
     /// Counts a question to a cache.
@@ -211,18 +230,20 @@ mod tests {
         let (requests, hits) = (Requests::default(), Hits::default());
         let mut metrics = Metrics::new(&requests, &hits, &Gauges::default());
         metrics.helm(&Runner::Process, &Counts::default());
-        metrics.render(Outcome::Done, Duration::from_millis(7));
-        metrics.render(Outcome::Failed, Duration::from_millis(7));
-        metrics.phase("tool", Duration::from_millis(5));
+        let parts = [("receive", 7), ("tool", 5)].map(|(part, took)| (part, Duration::from_secs(took)));
+        metrics.render(Outcome::Done, &parts);
+        metrics.render(Outcome::Failed, &parts[..1]);
         hits.count(Layer::Pin, true);
         requests.count("ghcr.io", Some(429));
         requests.count("ghcr.io", None);
         let text = metrics.text();
         for line in [
-            "pinion_renders_total{outcome=\"Done\"} 1",
-            "pinion_renders_total{outcome=\"Failed\"} 1",
+            "pinion_renders_total{outcome=\"done\"} 1",
+            "pinion_renders_total{outcome=\"failed\"} 1",
+            "pinion_render_seconds_sum 5.0",
+            "pinion_phase_seconds_count{phase=\"receive\"} 2",
             "pinion_phase_seconds_count{phase=\"tool\"} 1",
-            "pinion_cache_total{layer=\"Pin\",result=\"hit\"} 1",
+            "pinion_cache_total{layer=\"pin\",result=\"hit\"} 1",
             "pinion_registry_requests_total{registry=\"ghcr.io\",status=\"429\"} 1",
             "pinion_registry_requests_total{registry=\"ghcr.io\",status=\"none\"} 1",
             "pinion_renders_waiting 0",

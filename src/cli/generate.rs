@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -10,6 +10,7 @@ use clap::Args;
 use super::{Outcome, client, configured, resolver};
 use crate::application::{Application, PARAMETERS};
 use crate::config;
+use crate::generate::clock::{self, Clock};
 use crate::generate::generate;
 use crate::pin::{self, Freshness, Pin};
 use crate::resolve::neighbour::Neighbour;
@@ -61,7 +62,7 @@ impl Arguments {
     ///
     /// [`crate::failure::Failures`], configuration and output errors.
     pub async fn run(self) -> anyhow::Result<Outcome> {
-        let started = Instant::now();
+        let clock = Clock::start("start");
         let config = configured(self.config)?;
         let environment = Application::from_environment(|name| std::env::var(name).ok());
         let mut application = match &self.application {
@@ -86,7 +87,8 @@ impl Arguments {
         let neighbour =
             Neighbour { socket: config.pins_socket.clone(), configuration: client.configuration(), patience: PATIENCE };
         let resolver = resolver(&config, client, Hits::default(), Some(neighbour));
-        let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver, None).await?;
+        let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver, None, &clock).await?;
+        let parts = clock.parts();
         for note in &generated.notes {
             tracing::warn!(application = application.name, "{note}");
         }
@@ -100,9 +102,9 @@ impl Arguments {
         tracing::info!(
             application = application.name,
             tool = generated.tool,
-            milliseconds = started.elapsed().as_millis(),
+            milliseconds = clock::milliseconds(&parts),
             stale = generated.stale(),
-            phases = generated.phases.text(),
+            phases = clock::text(&parts),
             pins = generated.pins_text(),
             "rendered"
         );

@@ -70,17 +70,9 @@ pub fn is_token(header: Option<&str>, token: Option<&str>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::generate::Phases;
 
     fn generated() -> Generated {
-        Generated {
-            manifests: String::new(),
-            pins: Vec::new(),
-            tool: "helm",
-            notes: Vec::new(),
-            phases: Phases::default(),
-            is_recalled: false,
-        }
+        Generated { manifests: String::new(), pins: Vec::new(), tool: "helm", notes: Vec::new(), is_recalled: false }
     }
 
     #[test]

@@ -137,6 +137,8 @@ async fn the_callers_deadline_is_kept_with_a_margin() {
         let pid = fs::read_to_string(&pid).expect("helm was started").trim().to_owned();
         fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
     };
+    let line = serving.log().lines().find(|line| line.contains("the render came too late")).map(str::to_owned).expect("a line");
+    assert!(line.contains("application=\"web\"") && line.contains("lookup=0.0 tool=1"), "where its time went: {line}");
     let ended = Instant::now();
     while lives() {
         assert!(ended.elapsed() < Duration::from_secs(10), "the child lives on");
@@ -153,6 +155,13 @@ async fn the_callers_deadline_is_kept_with_a_margin() {
         assert!(gone.elapsed() < Duration::from_secs(10), "{:?}", serving.left_behind());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let line = serving.log().lines().find(|line| line.contains("the caller went away")).map(str::to_owned).expect("a line");
+    assert!(line.contains("application=\"web\"") && line.contains(" tool="), "{line}");
+    let numbers = serving.get("/metrics").await;
+    for outcome in ["deadline", "cancelled"] {
+        assert!(numbers.contains(&format!("pinion_renders_total{{outcome=\"{outcome}\"}} 1")), "{numbers}");
+    }
+    assert!(numbers.contains("pinion_phase_seconds_count{phase=\"tool\"} 2"), "{numbers}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -321,7 +330,7 @@ async fn the_admin_port_tells_health_and_numbers() {
     let get = async |path: &str| serving.get(path).await;
     assert!(get("/healthz").await.starts_with("HTTP/1.1 200"));
     assert!(get("/readyz").await.starts_with("HTTP/1.1 200"));
-    assert!(get("/metrics").await.contains("pinion_renders_total{outcome=\"Done\"} 1"));
+    assert!(get("/metrics").await.contains("pinion_renders_total{outcome=\"done\"} 1"));
     let pins = get("/api/v1/pins").await;
     assert!(
         pins.contains("\"application\":\"web\"") && pins.contains("\"tag\":\"1.1.0\"") && pins.contains("\"permitted\":2"),
