@@ -100,7 +100,7 @@ pub async fn generate<S: TagSource + 'static>(
     let rendered = plan.run(&changed, &targets, tools).await.map_err(|error| render_failure(&error))?;
     clock.begin("finish");
     if is_empty(&rendered) {
-        return Err(render_failure(&RenderError::Empty));
+        return Err(render_failure(&plan.empty()));
     }
 
     let rendered = answering.substitute_rendered(rendered).await?;

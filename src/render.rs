@@ -63,6 +63,9 @@ const INHERITED: [&str; 11] = [
     "SSL_CERT_DIR",
 ];
 
+/// Files that stand in a message.
+const FEW: usize = 3;
+
 /// Why manifests could not be rendered.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RenderError {
@@ -84,8 +87,8 @@ pub enum RenderError {
     #[error(transparent)]
     TooManyValues(#[from] TooManyValues),
     /// The tool succeeded and wrote nothing: Argo CD would prune everything.
-    #[error("the render gave no manifests")]
-    Empty,
+    #[error("the render gave no manifests{}", passed_over(skipped))]
+    Empty { skipped: Vec<String> },
 }
 
 impl RenderError {
@@ -94,7 +97,9 @@ impl RenderError {
         match self {
             Self::Process(error) => error.hint(),
             Self::Invalid { hint, .. } => hint.clone(),
-            Self::Empty => Some("Argo CD would prune the whole application; delete the application if that is meant".into()),
+            Self::Empty { .. } => {
+                Some("Argo CD would prune the whole application; delete the application if that is meant".into())
+            }
             _ => None,
         }
     }
@@ -189,6 +194,14 @@ impl Plan {
         }
     }
 
+    /// What came of a render that is empty.
+    pub fn empty(&self) -> RenderError {
+        match self {
+            Self::Helm(_) | Self::Kustomize(_) => RenderError::Empty { skipped: Vec::new() },
+            Self::Directory(plan) => RenderError::Empty { skipped: plan.skipped().to_vec() },
+        }
+    }
+
     /// The texts in which placeholders are looked for before the tool runs.
     pub fn data(&self) -> &[Data] {
         match self {
@@ -276,6 +289,14 @@ fn environment(home: &Path, more: &[(&str, OsString)]) -> Vec<(OsString, OsStrin
     let homes = homes.chain([(OsString::from("TMPDIR"), home.as_os_str().to_owned())]);
     let more = more.iter().map(|(name, value)| (OsString::from(name), value.clone()));
     inherited.chain(homes).chain(more).collect()
+}
+
+/// A few of the files that were no manifests, for a message.
+fn passed_over(files: &[String]) -> String {
+    let more = files.len().saturating_sub(FEW);
+    let lines = files.iter().take(FEW).map(|file| format!("\n  {file}"));
+    let rest = (more > 0).then(|| format!("\n  and {more} more"));
+    lines.chain(rest).collect()
 }
 
 /// A child's output as text.

@@ -24,8 +24,8 @@ use tonic::transport::Server;
 use super::{Outcome, client, configured, resolver};
 use crate::config;
 use crate::failure::chain;
-use crate::process::Runner;
 use crate::process::pool::{Counts, Limits, Pool};
+use crate::process::{Runner, found};
 use crate::registry::{Client, RegistriesConfig};
 use crate::render::memo::Memo;
 use crate::resolve::Resolver;
@@ -146,6 +146,14 @@ impl Arguments {
         }
         let at_once = self.renders_at_once.unwrap_or_else(|| 2 * processors());
 
+        for (program, flag) in [(&config.tools.helm, "--helm"), (&config.tools.kustomize, "--kustomize")] {
+            if found(program).is_none() {
+                tracing::warn!(
+                    "`{}` is not there, and what needs it fails: install it, or say where it is with `{flag}`",
+                    program.display()
+                );
+            }
+        }
         let workers = Counts::default();
         // Before there is a socket: nobody shall wait at it.
         config.tools.templates = if self.helm_workers { runner(&config.tools.helm, &workers).await } else { Runner::Process };

@@ -22,6 +22,8 @@ const SKIP: &str = "+argocd:skip-file-rendering";
 #[derive(Debug)]
 pub struct Plan {
     data: Vec<Data>,
+    /// Files that are no manifests, and why.
+    skipped: Vec<String>,
 }
 
 impl Plan {
@@ -66,7 +68,7 @@ impl Plan {
         }
         files.sort();
         let mut room = tools.max_directory_bytes;
-        let mut data = Vec::new();
+        let (mut data, mut skipped) = (Vec::new(), Vec::new());
         for path in files {
             let bytes = read(checkout, &path, room)?;
             room -= bytes.len() as u64;
@@ -87,10 +89,18 @@ impl Plan {
                 Some(reason) if is_meant(&path, &text) => {
                     return Err(RenderError::invalid(format!("`{name}` is not a manifest: {reason}")));
                 }
-                Some(reason) => tracing::debug!(file = %name, %reason, "not a manifest, skipped"),
+                Some(reason) => {
+                    tracing::debug!(file = %name, %reason, "not a manifest, skipped");
+                    skipped.push(format!("`{name}` is no manifest: {reason}"));
+                }
             }
         }
-        Ok(Self { data })
+        Ok(Self { data, skipped })
+    }
+
+    /// Files that are no manifests, and why.
+    pub fn skipped(&self) -> &[String] {
+        &self.skipped
     }
 
     pub fn data(&self) -> &[Data] {
