@@ -231,7 +231,9 @@ fn independently(tar: &[u8]) -> Option<Vec<Other>> {
             }
         }
         let name = entry.path_bytes().into_owned();
-        if kind == EntryType::GNUSparse || name.contains(&0) {
+        // Records with another magic number than theirs are entries to the crate, and records to Go and to us.
+        let is_record = matches!(kind, EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader);
+        if kind == EntryType::GNUSparse || is_record || name.contains(&0) {
             return None;
         }
         let mut clean: Vec<&[u8]> = Vec::new();
