@@ -1,12 +1,14 @@
 //! What Pinion adds to a render: `pinion generate` with its pin in the store, beside `helm template` with the same arguments.
 
+mod chart;
 #[path = "../tests/support/mod.rs"]
 mod support;
 mod timing;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use chart::enlarged;
 use support::driver::{Driver, root, tool};
 use support::examples;
 use support::registry::FakeRegistry;
@@ -67,16 +69,4 @@ fn plain(helm: &Path, chart: &Path, home: &Path, collector: Option<&str>) -> Com
     command.env_clear().env("HOME", home).env("PATH", std::env::var_os("PATH").unwrap_or_default());
     command.envs(collector.map(|percent| ("GOGC", percent)));
     command
-}
-
-/// A copy of the chart that renders 2 MB more.
-fn enlarged(chart: &Path, home: &Path) -> PathBuf {
-    let copy = home.join("large");
-    let status = Command::new("cp").arg("-r").arg(chart).arg(&copy).status().expect("cp is a program");
-    assert!(status.success());
-    let template = "{{- range $number := until 200 }}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: large-{{ $number }}\ndata:\n  \
-                    text: |\n{{- range until 100 }}\n    a line of text that is a hundred characters long, such as people put into their \
-                    ConfigMaps: {{ . }}\n{{- end }}\n{{- end }}\n";
-    std::fs::write(copy.join("templates/large.yaml"), template).expect("written");
-    copy
 }

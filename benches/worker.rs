@@ -1,5 +1,6 @@
 //! What warm Helm workers save: the same charts by a worker, by a process as Pinion starts it, and by plain `helm template`.
 
+mod chart;
 #[path = "../tests/support/mod.rs"]
 mod support;
 mod timing;
@@ -9,6 +10,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chart::enlarged;
 use pinion::process::pool::{Counts, Limits, Pool};
 use pinion::process::worker::Worker;
 use pinion::process::{Child, Runner};
@@ -133,16 +135,4 @@ fn child(program: &Path, chart: &Path, home: &Path) -> Child {
         deadline: Duration::from_secs(60),
         max_output: 100 << 20,
     }
-}
-
-/// A copy of the chart that renders 2 MB more.
-fn enlarged(chart: &Path, home: &Path) -> PathBuf {
-    let copy = home.join("large");
-    let status = Command::new("cp").arg("-r").arg(chart).arg(&copy).status().expect("cp is a program");
-    assert!(status.success());
-    let template = "{{- range $number := until 200 }}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: large-{{ $number }}\ndata:\n  \
-                    text: |\n{{- range until 100 }}\n    a line of text that is a hundred characters long, such as people put into their \
-                    ConfigMaps: {{ . }}\n{{- end }}\n{{- end }}\n";
-    std::fs::write(copy.join("templates/large.yaml"), template).expect("written");
-    copy
 }

@@ -16,7 +16,8 @@ use serde_json::Value;
 
 use crate::support::argocd::{self, Serving};
 use crate::support::driver::{Driver, Ran, root, tool};
-use crate::support::registry::{FakeRegistry, Image};
+use crate::support::examples;
+use crate::support::registry::FakeRegistry;
 use crate::tree::{copy, needs, snapshot};
 
 /// Revision that every case is rendered at.
@@ -212,27 +213,9 @@ fn flattened(parameters: &Value) -> Vec<(String, String)> {
     variables
 }
 
-/// Fills a registry: image to tags, each a name or, as in `examples/registry.json`, a name with the time of its build and platforms.
+/// Fills a registry by a text as `examples/registry.json`.
 pub fn fill(registry: &FakeRegistry, tags: &str) {
-    let images: serde_json::Map<String, Value> = serde_json::from_str(tags).expect("tags.json is JSON");
-    for (image, tags) in images {
-        let repository = image.split_once('/').expect("a registry").1;
-        for entry in tags.as_array().expect("tags") {
-            if let Some(tag) = entry.as_str() {
-                registry.push(repository, tag);
-                continue;
-            }
-            let text = |key: &str| entry[key].as_str().expect("text");
-            let built = |platform: &str| Image::new().created(text("created")).platform(platform);
-            match entry["platforms"].as_array() {
-                None => registry.push_image(repository, text("tag"), built("linux/amd64")),
-                Some(platforms) => {
-                    let images = platforms.iter().map(|platform| built(platform.as_str().expect("text"))).collect();
-                    registry.push_index(repository, text("tag"), images, true)
-                }
-            };
-        }
-    }
+    examples::push(registry, &serde_json::from_str(tags).expect("tags.json is JSON"));
 }
 
 /// The text without what differs from run to run.

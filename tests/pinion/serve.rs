@@ -272,32 +272,16 @@ async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
     let mut serving = fixture.serve(&[]);
     assert_eq!(fs::metadata(serving.socket()).expect("a socket").permissions().mode() & 0o777, 0o600);
     let dir = serving.dir.path().display().to_string();
-    let second = fixture.driver.run([
-        "serve",
-        "--config-dir-path",
-        ".",
-        "--socket-dir",
-        &dir,
-        "--work-dir",
-        &dir,
-        "--admin-address",
-        "127.0.0.1:0",
-    ]);
+    let start = |admin: &str| {
+        let dirs = ["serve", "--config-dir-path", ".", "--socket-dir", &dir, "--work-dir", &dir, "--admin-address", admin];
+        fixture.driver.run(dirs)
+    };
+    let second = start("127.0.0.1:0");
     assert!(second.err().contains("another server answers"), "a second server ends");
     serving.child.kill().expect("SIGKILL");
     serving.child.wait().expect("it ends");
     assert!(serving.socket().exists(), "SIGKILL leaves the socket");
-    let again = fixture.driver.run([
-        "serve",
-        "--config-dir-path",
-        ".",
-        "--socket-dir",
-        &dir,
-        "--work-dir",
-        &dir,
-        "--admin-address",
-        "256.0.0.1:1",
-    ]);
+    let again = start("256.0.0.1:1");
     assert_eq!(again.status, 2);
     let entries: Vec<_> =
         fs::read_dir(serving.dir.path()).expect("listed").map(|entry| entry.expect("an entry").file_name()).collect();

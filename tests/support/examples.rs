@@ -48,10 +48,15 @@ fn read() -> Map<String, Value> {
     serde_json::from_str(&text).expect("JSON")
 }
 
-fn push(registry: &FakeRegistry, images: &Map<String, Value>) {
+/// Pushes images: their names with their tags, each a name or an object with the time of its build and maybe its platforms.
+pub fn push(registry: &FakeRegistry, images: &Map<String, Value>) {
     for (image, tags) in images.iter().filter(|(image, _)| *image != "later") {
         let repository = image.split_once('/').expect("a registry").1;
         for entry in tags.as_array().expect("tags") {
+            if let Some(tag) = entry.as_str() {
+                registry.push(repository, tag);
+                continue;
+            }
             let text = |key: &str| entry[key].as_str().expect("text");
             let built = |platform: &str| Image::new().created(text("created")).platform(platform);
             match entry["platforms"].as_array() {
