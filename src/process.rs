@@ -154,7 +154,12 @@ impl Child {
     /// [`ProcessError`]; a failed child's standard error is in it.
     pub async fn run(&self) -> Result<Output, ProcessError> {
         // With a path it is spawned; for a name, this whole process would be forked first.
-        let mut child = Command::new(found(&self.program).as_deref().unwrap_or(&self.program))
+        let program = match found(&self.program) {
+            Some(program) => program,
+            None if self.program.is_absolute() => self.program.clone(),
+            None => return Err(self.not_started(io::ErrorKind::NotFound.into())),
+        };
+        let mut child = Command::new(program)
             .args(&self.arguments)
             .current_dir(&self.directory)
             .env_clear()
@@ -165,7 +170,7 @@ impl Child {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|source| ProcessError::Start { program: self.program.display().to_string(), source: Arc::new(source) })?;
+            .map_err(|error| self.not_started(error))?;
         let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
@@ -184,6 +189,10 @@ impl Child {
         };
         group.0 = None;
         self.ended(if status.success() { None } else { Some(told(status)) }, stdout, &stderr)
+    }
+
+    fn not_started(&self, source: io::Error) -> ProcessError {
+        ProcessError::Start { program: self.program.display().to_string(), source: Arc::new(source) }
     }
 
     /// What a child gives that ended: well, or with this status.
@@ -305,6 +314,12 @@ mod tests {
         // Paths lead from here, and only to what can be run.
         assert!(found(Path::new("scripts/tools")).is_some_and(|path| path.is_absolute()));
         assert_eq!(found(Path::new("./Cargo.toml")), None);
+        // Not one that a tenant put below the same path in the child's directory.
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("tool"), "#!/bin/sh\necho tenant\n").expect("written");
+        std::fs::set_permissions(dir.path().join("tool"), PermissionsExt::from_mode(0o755)).expect("set");
+        let relative = Child { program: "./tool".into(), directory: dir.path().to_owned(), ..shell("") };
+        assert!(relative.run().await.expect_err("not from here").hint().is_some());
         let named = Child { program: "sh".into(), directory: "/".into(), ..shell("pwd") };
         assert_eq!(named.run().await.expect("success").stdout, b"/\n");
     }

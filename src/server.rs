@@ -74,10 +74,10 @@ impl<S: TagSource + 'static> Service<S> {
 
     /// Renders when its turn has come.
     async fn manifests(&self, received: &Received, deadline: Option<Instant>, clock: &Clock) -> Result<Generated, Status> {
+        clock.begin("wait");
         let application = application(received)?;
         let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
         let (received, clock) = (received.clone(), clock.clone());
-        clock.begin("wait");
         let work = async move {
             clock.begin("prepare");
             let checkout = received.checkout()?;
@@ -205,7 +205,8 @@ async fn command(words: &[String], checkout: &Checkout, received: &Received, tim
     let own = std::env::vars_os();
     let given = received.environment.iter().filter(|entry| !entry.name.is_empty());
     let child = Child {
-        program: words[0].clone().into(),
+        // As for Go: a path leads from the directory, a name from PATH.
+        program: if words[0].contains('/') { checkout.app_dir().join(&words[0]) } else { words[0].clone().into() },
         arguments: words[1..].iter().map(Into::into).collect(),
         directory: checkout.app_dir(),
         environment: own.chain(given.map(|entry| (entry.name.clone().into(), entry.value.clone().into()))).collect(),

@@ -192,7 +192,11 @@ impl Metrics {
     /// Counts a render that ended in some way, and the times of its parts. The first of them is the transfer.
     pub fn render(&self, outcome: Outcome, parts: &[(&'static str, Duration)]) {
         self.renders.get_or_create(&RenderLabels { outcome: outcome.name() }).inc();
-        self.seconds.observe(parts.iter().skip(1).map(|(_, took)| took.as_secs_f64()).sum());
+        if let [_, rendered @ ..] = parts
+            && !rendered.is_empty()
+        {
+            self.seconds.observe(rendered.iter().map(|(_, took)| took.as_secs_f64()).sum());
+        }
         for (phase, took) in parts {
             self.phases.get_or_create(&PhaseLabels { phase }).observe(took.as_secs_f64());
         }
@@ -241,6 +245,7 @@ mod tests {
             "pinion_renders_total{outcome=\"done\"} 1",
             "pinion_renders_total{outcome=\"failed\"} 1",
             "pinion_render_seconds_sum 5.0",
+            "pinion_render_seconds_count 1",
             "pinion_phase_seconds_count{phase=\"receive\"} 2",
             "pinion_phase_seconds_count{phase=\"tool\"} 1",
             "pinion_cache_total{layer=\"pin\",result=\"hit\"} 1",

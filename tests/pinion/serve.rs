@@ -243,6 +243,9 @@ async fn discovery_works_where_plugin_yaml_asks_for_it() {
     let fixture = Fixture::new().await;
     let config = tempfile::tempdir().expect("a directory");
     let config_dir = config.path().display().to_string();
+    let script = fixture.checkout.path().join("app/found.sh");
+    fs::write(&script, "#!/bin/sh\necho yes\n").expect("written");
+    fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     for (discover, supported) in [
         ("{fileName: 'pod.*'}", true),
         ("{fileName: '*/pod.yaml'}", false),
@@ -252,9 +255,11 @@ async fn discovery_works_where_plugin_yaml_asks_for_it() {
         ("{find: {command: [sh, -c, 'test \"$ARGOCD_APP_NAME\" = web && echo yes']}}", true),
         ("{find: {command: [sh, -c, 'exit 1']}}", false),
         ("{find: {command: ['true']}}", false),
+        ("{find: {command: [./found.sh]}}", true),
     ] {
         let plugin = format!(
-            "kind: ConfigManagementPlugin\nmetadata: {{name: pinion@v1}}\nspec: {{generate: {{command: [x]}}, discover: {discover}}}\n"
+            "kind: ConfigManagementPlugin\nmetadata: {{name: pinion@v1}}\nspec: {{generate: {{command: [x]}}, preserveFileMode: true, \
+             discover: {discover}}}\n"
         );
         fs::write(config.path().join("plugin.yaml"), plugin).expect("written");
         let serving = fixture.serve(&["--config-dir-path", &config_dir]);
