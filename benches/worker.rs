@@ -134,5 +134,6 @@ fn child(program: &Path, chart: &Path, home: &Path) -> Child {
             .collect(),
         deadline: Duration::from_secs(60),
         max_output: 100 << 20,
+        border: None,
     }
 }

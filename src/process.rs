@@ -4,6 +4,7 @@
 //! child has its own process group, which is killed as a whole at the deadline, when the caller goes away and when the output is too
 //! long: killing the leader alone leaves grandchildren that hold the pipes.
 
+pub mod border;
 pub mod pool;
 pub mod worker;
 
@@ -21,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use crate::image::printable;
+use border::Border;
 use pool::Pool;
 
 /// Standard error that is kept for a message, in bytes.
@@ -43,6 +45,8 @@ pub struct Child {
     pub deadline: Duration,
     /// Longest standard output, in bytes.
     pub max_output: usize,
+    /// What it may open, if that is less than what we may.
+    pub border: Option<Border>,
 }
 
 /// What a successful child wrote.
@@ -82,6 +86,9 @@ impl ProcessError {
             Self::Start { program, source } if source.kind() == io::ErrorKind::NotFound => {
                 let flag = if program.contains("kustomize") { "--kustomize" } else { "--helm" };
                 Some(format!("install it, or say where it is with `{flag}`"))
+            }
+            Self::Failed { stderr, .. } if stderr.contains("permission denied") => {
+                Some("files outside the application's checkout are not open to a render".into())
             }
             Self::Deadline { .. } => Some("raise `--render-timeout`, and Argo CD's own timeouts with it".into()),
             _ => None,
@@ -159,7 +166,8 @@ impl Child {
             None if self.program.is_absolute() => self.program.clone(),
             None => return Err(self.not_started(io::ErrorKind::NotFound.into())),
         };
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .args(&self.arguments)
             .current_dir(&self.directory)
             .env_clear()
@@ -168,9 +176,12 @@ impl Child {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| self.not_started(error))?;
+            .kill_on_drop(true);
+        let spawned = match &self.border {
+            Some(border) => border.spawn(&mut command),
+            None => command.spawn(),
+        };
+        let mut child = spawned.map_err(|error| self.not_started(error))?;
         let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
@@ -278,6 +289,7 @@ mod tests {
             environment: vec![("GIVEN".into(), "1".into())],
             deadline: Duration::from_secs(20),
             max_output: 1024,
+            border: None,
         }
     }
 
@@ -343,6 +355,39 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("the grandchild lives on");
+    }
+
+    #[tokio::test]
+    async fn a_border_is_kept_by_the_child_and_what_it_starts() {
+        if !Border::is_kept() {
+            assert!(std::env::var_os("CI").is_none(), "this kernel has no Landlock");
+            eprintln!("SKIPPED a_border_is_kept_by_the_child_and_what_it_starts: this kernel has no Landlock");
+            return;
+        }
+        let [inside, home, outside] = [0; 3].map(|_| tempfile::tempdir().expect("a directory"));
+        std::fs::write(inside.path().join("file"), "inside").expect("written");
+        std::fs::write(outside.path().join("file"), "s3cret").expect("written");
+        let border = Border { readable: vec![inside.path().to_owned()], writable: vec![home.path().to_owned()] };
+        let [i, h, o] = [&inside, &home, &outside].map(|dir| dir.path().display().to_string());
+        let run = async |script: String| {
+            let child = Child { directory: inside.path().to_owned(), border: Some(border.clone()), ..shell(&script) };
+            child.run().await.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        assert_eq!(run(format!("cat file; echo x > {h}/x; cat {h}/x /dev/null")).await.expect("permitted"), "insidex\n");
+        for script in [
+            format!("cat {o}/file"),
+            format!("ln -s {o}/file {h}/link; cat {h}/link"),
+            format!("sh -c 'cat {o}/file'"),
+            format!("ls {o}"),
+            format!("echo x > {i}/x"),
+            format!("echo x > {o}/x"),
+            "cat /proc/$PPID/environ".to_owned(),
+        ] {
+            let refused = run(script.clone()).await.map_err(|error| error.to_string()).expect_err(&script);
+            assert!(refused.contains("Permission denied") || refused.contains("cannot create"), "{script}: {refused}");
+        }
+        // Only the child is inside.
+        assert_eq!(std::fs::read_to_string(outside.path().join("file")).expect("ours to read"), "s3cret");
     }
 
     #[tokio::test]

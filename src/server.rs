@@ -212,6 +212,7 @@ async fn command(words: &[String], checkout: &Checkout, received: &Received, tim
         environment: own.chain(given.map(|entry| (entry.name.clone().into(), entry.value.clone().into()))).collect(),
         deadline: timeout,
         max_output: 1024 * 1024,
+        border: None,
     };
     child.run().await.map(|output| output.stdout).map_err(|error| Status::failed_precondition(short(&chain(&error))))
 }

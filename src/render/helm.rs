@@ -394,6 +394,7 @@ fn child(tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Pat
         environment: environment(home, &more),
         deadline: tools.timeout,
         max_output: tools.max_output,
+        border: None,
     }
 }
 

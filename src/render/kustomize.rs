@@ -14,32 +14,15 @@ use crate::image::{Repository, printable};
 use crate::placeholder::image::{ImageNotFound, Siblings, beside};
 use crate::placeholder::{Scan, Site};
 use crate::process::Child;
+use crate::process::border::Border;
 use crate::workspace::{Checkout, Workspace, WorkspaceError, shown};
 use crate::yaml::{Kind, Node, NodeId, Tree};
 
 /// Names of a kustomization, in the order in which Kustomize looks for them.
 pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
 
-/// Where paths stand in a kustomization: lists of them, and lists of objects with such fields.
-const PATHS: [(&str, &[&str]); 17] = [
-    ("resources", &[]),
-    ("bases", &[]),
-    ("components", &[]),
-    ("generators", &[]),
-    ("transformers", &[]),
-    ("validators", &[]),
-    ("crds", &[]),
-    ("configurations", &[]),
-    ("patchesStrategicMerge", &[]),
-    ("patches", &["path"]),
-    ("patchesJson6902", &["path"]),
-    ("replacements", &["path"]),
-    ("openapi", &["path"]),
-    ("configMapGenerator", &["files", "envs", "env"]),
-    ("secretGenerator", &["files", "envs", "env"]),
-    ("helmGlobals", &["chartHome", "configHome"]),
-    ("helmCharts", &["valuesFile", "additionalValuesFiles"]),
-];
+/// Lists that name what a kustomization builds upon.
+const LISTS: [&str; 6] = ["resources", "bases", "components", "generators", "transformers", "validators"];
 
 /// Kustomizations that one application may reach.
 const MAX_REACHED: usize = 1000;
@@ -74,13 +57,6 @@ impl Plan {
             is_recalled: false,
         };
         // What the parameter adds builds upon more, too.
-        if let Some(patches) = application.parameters.kustomize.patches.as_deref().filter(|_| is_unrestricted(tools))
-            && let Ok(tree) = Tree::parse(patches)
-        {
-            let paths =
-                tree.roots.iter().flat_map(|root| tree.items(*root)).filter_map(|patch| tree.text(tree.get(*patch, "path")?));
-            plan.check_each(checkout.app(), "parameter `kustomize-patches`", paths)?;
-        }
         let components = plan.present_components()?;
         plan.is_local = components.iter().all(|(_, path)| path.is_some());
         let mut waiting: Vec<PathBuf> = components.into_iter().filter_map(|(_, path)| path).collect();
@@ -109,7 +85,6 @@ impl Plan {
             let is_address = |node: &Node<'_>| matches!(&node.kind, Kind::Scalar { value, .. } if has_address(value));
             plan.is_local &= is_local && !tree.nodes().any(|(_, node)| is_address(node));
             if is_unrestricted(tools) {
-                plan.check_paths(&dir, &format!("`{}`", shown(&dir)), &tree)?;
                 // A file that such a kustomization names by another file may stand anywhere.
                 plan.is_local = false;
             }
@@ -128,35 +103,6 @@ impl Plan {
 
     pub fn data(&self) -> &[Data] {
         &self.data
-    }
-
-    /// Without load restrictions Kustomize opens whatever a path leads to: none may lead out of the checkout.
-    fn check_paths(&self, dir: &Path, what: &str, tree: &Tree<'_>) -> Result<(), RenderError> {
-        for (list, fields) in PATHS {
-            let entries = tree.roots.iter().filter_map(|root| tree.get(*root, list)).flat_map(|id| alone_or_items(tree, id));
-            for entry in entries {
-                let paths = match fields {
-                    [] => vec![entry],
-                    fields => {
-                        fields.iter().filter_map(|field| tree.get(entry, field)).flat_map(|id| alone_or_items(tree, id)).collect()
-                    }
-                };
-                self.check_each(dir, what, paths.into_iter().filter_map(|id| tree.text(id)))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn check_each<'t>(&self, dir: &Path, what: &str, paths: impl Iterator<Item = &'t str>) -> Result<(), RenderError> {
-        // Objects may stand in place of a path, and a key before it.
-        for path in paths.filter(|text| !text.contains('\n')).map(|text| text.split_once('=').map_or(text, |(_, path)| path)) {
-            let is_outside = || matches!(self.checkout.find(dir, path), Err(WorkspaceError::Outside { .. }));
-            if !has_address(path) && (Path::new(path).is_absolute() || is_outside()) {
-                let source = WorkspaceError::Outside { path: printable(path) };
-                return Err(RenderError::File { what: what.to_owned(), source });
-            }
-        }
-        Ok(())
     }
 
     /// Files with placeholders that generators read. Kustomize hashes them, and encodes those of Secrets, so that their placeholders
@@ -199,22 +145,26 @@ impl Plan {
         let mut found = Vec::new();
         let mut is_local = true;
         for root in &tree.roots {
-            for list in ["resources", "bases", "components", "generators", "transformers", "validators"] {
+            // Go's JSON takes a field by any case.
+            let other_case = tree.entries(*root).iter().filter_map(|(key, _)| tree.text(*key));
+            let keys: BTreeSet<&str> = other_case.filter(|key| LISTS.contains(&folded(key).as_str())).chain(LISTS).collect();
+            for list in keys {
+                // A plugin's own file may name addresses, which nobody looks for here.
+                let is_plugin = ["generators", "transformers", "validators"].contains(&folded(list).as_str());
                 for entry in tree.get(*root, list).map(|id| tree.items(id)).unwrap_or_default() {
                     // Objects may stand in place of a path.
                     let Some(path) = tree.text(*entry).filter(|path| !path.contains('\n')) else { continue };
-                    if path.contains([':', '?']) {
-                        is_local = false;
-                        continue;
-                    }
                     // Kustomize may take such a path for a repository, also where a directory of that name stands.
                     let is_host =
                         path.split_once('/').is_some_and(|(host, _)| host.contains('.') && !host.trim_matches('.').is_empty());
-                    is_local &= !is_host;
+                    let is_address = path.contains([':', '?']);
+                    is_local &= !is_host && !is_address && !is_plugin;
                     match self.checkout.find(dir, path) {
                         Ok(path) if self.checkout.root().join(&path).is_dir() => found.push(path),
                         Ok(_) => {}
                         Err(WorkspaceError::Missing { .. }) => is_local = false,
+                        // Too long for a path, for example.
+                        Err(_) if is_address => {}
                         Err(source) => {
                             return Err(RenderError::File { what: format!("`{}`, `{list}`", shown(dir)), source });
                         }
@@ -307,7 +257,12 @@ impl Plan {
             let versions = if options.api_versions.is_empty() { &self.application.api_versions } else { &options.api_versions };
             arguments.extend(versions.iter().flat_map(|version| [OsString::from("--helm-api-versions"), version.into()]));
         }
-        let text = text(self.child(tools, arguments, root, &home).run().await?.stdout)?;
+        let mut build = self.child(tools, arguments, root.clone(), &home);
+        // Whoever lets tenants run programs has given up on this.
+        if reaches_further && !runs_programs(tools) {
+            build.border = Some(Border { readable: vec![root], writable: vec![workspace.path().to_owned()] });
+        }
+        let text = text(build.run().await?.stdout)?;
         if let (Some(memo), Some(key)) = (&tools.memo, key) {
             memo.keep(key, &text);
         }
@@ -424,14 +379,21 @@ impl Plan {
             environment: environment(home, &variables),
             deadline: tools.timeout,
             max_output: tools.max_output,
+            border: None,
         }
     }
 }
 
-/// One text or object, or each of a list.
-fn alone_or_items(tree: &Tree<'_>, id: NodeId) -> Vec<NodeId> {
-    let items = tree.items(id);
-    if items.is_empty() { vec![id] } else { items.to_vec() }
+/// A field's name as Go's JSON compares it.
+fn folded(name: &str) -> String {
+    // Upper case first: two letters outside ASCII are lower-case forms of ASCII's.
+    name.to_uppercase().to_lowercase()
+}
+
+/// May kustomizations name programs that Kustomize runs?
+fn runs_programs(tools: &Tools) -> bool {
+    let options = &tools.kustomize_build_options;
+    options.iter().any(|option| ["--enable-exec", "--enable-alpha-plugins"].iter().any(|flag| option.starts_with(flag)))
 }
 
 /// Did the operator switch load restrictions off?

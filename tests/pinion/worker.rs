@@ -38,6 +38,7 @@ fn child(program: &Path, chart: &Chart, home: &Path) -> Child {
             .collect(),
         deadline: Duration::from_secs(60),
         max_output: 100 << 20,
+        border: None,
     }
 }
 
