@@ -84,8 +84,12 @@ impl ProcessError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Start { program, source } if source.kind() == io::ErrorKind::NotFound => {
-                let flag = if program.contains("kustomize") { "--kustomize" } else { "--helm" };
-                Some(format!("install it, or say where it is with `{flag}`"))
+                let flag = match (program.contains("helm"), program.contains("kustomize")) {
+                    (true, false) => "`--helm`",
+                    (false, true) => "`--kustomize`",
+                    _ => "`--helm` or `--kustomize`",
+                };
+                Some(format!("install it, or say where it is with {flag}"))
             }
             Self::Failed { stderr, .. } if stderr.contains("permission denied") => {
                 Some("files outside the application's checkout are not open to a render".into())

@@ -47,6 +47,9 @@ const DRAIN: Duration = Duration::from_secs(25);
 /// Bytes of an archive that may be under way: with HTTP/2's own 64 KiB a client waits for us again and again.
 const WINDOW: u32 = 1 << 20;
 
+/// Calls at a time on one connection, further ones wait. Together they fit into its window, so that one that is not read holds up no other.
+const STREAMS: u32 = 32;
+
 /// What the numbers are written in.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -215,7 +218,8 @@ impl Arguments {
         let listener = socket.listener().context("the socket is taken")?;
         let server = Server::builder()
             .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW * STREAMS)
+            .max_concurrent_streams(STREAMS)
             .add_service(service)
             .add_service(health_service)
             .add_service(reflection)
@@ -300,6 +304,9 @@ async fn follow(path: PathBuf, mut known: Option<Vec<u8>>, client: Client) {
 
 /// Warm workers where the Helm program is one, else a process for each render.
 async fn runner(helm: &Path, workers: &Counts) -> Runner {
+    if found(helm).is_none() {
+        return Runner::Process;
+    }
     match Pool::start(helm, Limits::default(), workers.clone()).await {
         Ok(pool) => {
             tracing::info!(helm = %helm.display(), confined = pool.is_confined(), "charts are rendered by warm workers");

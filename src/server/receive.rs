@@ -92,8 +92,9 @@ impl Reception {
         };
         // A push makes every application of a repository send the same: those that wait here find it on the shelf.
         let place = self.shelf.place(&metadata.checksum).await;
+        let turn = if place.get().is_none() { self.at_once.acquire().await.ok() } else { None };
+        // Somebody else may have filled it since.
         let kept = place.get();
-        let turn = if kept.is_none() { self.at_once.acquire().await.ok() } else { None };
         let mut reading = match kept.is_none().then(|| Reading::start(&self.work_dir, self.bounds)).transpose() {
             Ok(reading) => reading,
             Err(status) => {

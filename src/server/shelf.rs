@@ -5,10 +5,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
 use crate::workspace::pack::Pack;
+
+/// How long one sender of an archive waits for another. Most archives take less than a second.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is kept, the last used at the back.
 #[derive(Debug)]
@@ -26,7 +30,8 @@ impl Shelf {
         Self { kept: Mutex::default(), arriving: Mutex::default(), archives, bytes }
     }
 
-    /// The place of the archive with this checksum. Whoever holds an empty one fills it, and the others wait.
+    /// The place of the archive with this checksum. Whoever holds an empty one fills it, and the others wait a while: not longer, since they
+    /// cannot know whether it ever will.
     pub async fn place(&self, checksum: &str) -> Place<'_> {
         let own = |_turn| Place { shelf: self, checksum: checksum.to_owned(), _turn };
         if self.archives == 0 || self.get(checksum).is_some() {
@@ -38,7 +43,7 @@ impl Shelf {
             arriving.retain(|_, lock| Arc::strong_count(lock) > 1);
             Arc::clone(arriving.entry(checksum.to_owned()).or_default())
         };
-        own(Some(own_lock.lock_owned().await))
+        own(tokio::time::timeout(PATIENCE, own_lock.lock_owned()).await.ok())
     }
 
     fn get(&self, checksum: &str) -> Option<Arc<Pack>> {
@@ -96,7 +101,6 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     /// A pack of one file, with what its index costs.
     fn pack(bytes: u64) -> Arc<Pack> {

@@ -223,6 +223,38 @@ async fn the_same_archive_is_verified_and_not_read_again() {
     assert!(serving.left_behind().is_empty(), "what is kept has no name: {:?}", serving.left_behind());
 }
 
+/// Whoever waits for an archive that another sends is not held up by it for long: nor by its own unread bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sender_that_stalls_is_overtaken() {
+    let fixture = Fixture::new().await;
+    let mut state = 1_u64;
+    let random = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 56) as u8
+    });
+    fs::write(fixture.checkout.path().join("large"), random.take(3 << 20).collect::<Vec<u8>>()).expect("written");
+    let serving = Serving::start(PROGRAM, &fixture.driver, &[]);
+    let messages = fixture.messages(1024);
+    let half = tokio_stream::iter(messages[..messages.len() / 2].to_vec()).chain(futures::stream::pending());
+    let mut stalling = serving.client().await;
+    let stalled = tokio::spawn(async move { stalling.generate_manifest(half).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // All on one connection, and more of them than it takes at a time.
+    let client = serving.client().await;
+    let calls: Vec<_> = (0..40)
+        .map(|_| {
+            let (mut client, messages) = (client.clone(), messages.clone());
+            tokio::spawn(async move { client.generate_manifest(tokio_stream::iter(messages)).await })
+        })
+        .collect();
+    for call in calls {
+        let answer = tokio::time::timeout(Duration::from_secs(20), call).await.expect("in time").expect("no panic");
+        assert!(answer.expect("manifests").into_inner().manifests.concat().contains("web:1.1.0"));
+    }
+    stalled.abort();
+    assert!(serving.log().contains("archive=\"known\""), "they share what one of them sent");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn parameters_are_announced_with_the_pins_of_the_application() {
     let fixture = Fixture::new().await;
