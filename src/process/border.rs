@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 
 /// What programs need of a system: themselves, libraries, certificates and names of hosts. No `/proc`, where others' environments are,
 /// no `/run`, and of `/etc` nothing that could be somebody's secret.
-const SYSTEM: [&str; 20] = [
+const SYSTEM: [&str; 22] = [
     "/bin",
     "/dev/random",
     "/dev/urandom",
@@ -29,10 +29,12 @@ const SYSTEM: [&str; 20] = [
     "/etc/localtime",
     "/etc/nsswitch.conf",
     "/etc/passwd",
-    "/etc/pki",
+    "/etc/pki/ca-trust",
+    "/etc/pki/tls/certs",
     "/etc/resolv.conf",
     "/etc/services",
-    "/etc/ssl",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
     "/lib",
     "/lib64",
     "/sbin",

@@ -24,6 +24,9 @@ pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustom
 /// Lists that name what a kustomization builds upon.
 const LISTS: [&str; 6] = ["resources", "bases", "components", "generators", "transformers", "validators"];
 
+/// What Git may fetch remote bases by.
+const PROTOCOLS: &str = "https:http:ssh:git";
+
 /// Kustomizations that one application may reach.
 const MAX_REACHED: usize = 1000;
 
@@ -261,6 +264,8 @@ impl Plan {
         // Whoever lets tenants run programs has given up on this.
         if reaches_further && !runs_programs(tools) {
             build.border = Some(Border { readable: vec![root], writable: vec![workspace.path().to_owned()] });
+            // Which may hold a secret, and so is behind the border.
+            build.environment.push(("GIT_CONFIG_NOSYSTEM".into(), "1".into()));
         }
         let text = text(build.run().await?.stdout)?;
         if let (Some(memo), Some(key)) = (&tools.memo, key) {
@@ -371,7 +376,9 @@ impl Plan {
 
     fn child(&self, tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Path) -> Child {
         let variables = self.application.variables();
-        let variables: Vec<(&str, OsString)> = variables.into_iter().map(|(name, value)| (name, value.into())).collect();
+        // An address may not be a directory of this machine, which is what `file` is to Git.
+        let variables = variables.into_iter().map(|(name, value)| (name, value.into()));
+        let variables: Vec<(&str, OsString)> = variables.chain([("GIT_ALLOW_PROTOCOL", PROTOCOLS.into())]).collect();
         Child {
             program: tools.kustomize.clone(),
             arguments,

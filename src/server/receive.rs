@@ -56,6 +56,9 @@ impl Received {
         let tree = Materialised::new(Arc::clone(&self.pack), dir, self.keep_modes).map_err(failed)?;
         Checkout::lazy(Arc::new(tree), Path::new(&self.rel_path)).map_err(|error| match error {
             WorkspaceError::Io { .. } => Status::internal(chain(&error)),
+            WorkspaceError::Missing { .. } | WorkspaceError::NoDirectory { .. } => {
+                Status::invalid_argument(format!("illegal appPath: {}", chain(&error)))
+            }
             _ => Status::invalid_argument("illegal appPath: out of workDir bound"),
         })
     }

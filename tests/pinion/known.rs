@@ -356,6 +356,20 @@ async fn without_load_restrictions_the_checkout_is_still_the_border() {
     assert!(refused.contains("permission denied"), "{refused}");
 }
 
+/// To Git a directory of this machine is as good as an address.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_remote_base_is_no_directory_of_this_machine() {
+    if std::process::Command::new("git").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "git is missing");
+        eprintln!("SKIPPED a_remote_base_is_no_directory_of_this_machine: git is missing");
+        return;
+    }
+    let fixture = Fixture::new().await;
+    write(fixture.checkout.path(), "app/kustomization.yaml", "resources: ['file:///nowhere/repository?ref=HEAD']\n");
+    let refused = generate(&fixture.serve(&[]), fixture.messages(1024)).await.expect_err("refused");
+    assert!(refused.message().contains("transport 'file' not allowed"), "{refused:?}");
+}
+
 /// Waits until so many texts were kept: that happens behind the answer.
 async fn settled(serving: &Serving, texts: usize) {
     let started = std::time::Instant::now();
