@@ -67,8 +67,9 @@ impl<S: TagSource + 'static> Service<S> {
         deadline: Option<Instant>,
         request: Request<Streaming<AppStreamRequest>>,
         what: &str,
+        whose: &mut String,
     ) -> Result<Received, Status> {
-        let received = before(deadline, self.reception.receive(request.into_inner())).await;
+        let received = before(deadline, self.reception.receive(request.into_inner(), whose)).await;
         received.map_err(|status| within(what, &status))
     }
 
@@ -154,7 +155,8 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
     ) -> Result<Response<ManifestResponse>, Status> {
         let deadline = deadline(request.metadata());
         let mut account = Account::open(&self.metrics);
-        let received = self.received(deadline, request, "generate manifest error receiving stream").await;
+        let whose = &mut account.application;
+        let received = self.received(deadline, request, "generate manifest error receiving stream", whose).await;
         let generated = match &received {
             Ok(received) => {
                 account.received(received);
@@ -182,7 +184,7 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
         request: Request<Streaming<AppStreamRequest>>,
     ) -> Result<Response<RepositoryResponse>, Status> {
         let deadline = deadline(request.metadata());
-        let received = self.received(deadline, request, "match repository error").await?;
+        let received = self.received(deadline, request, "match repository error", &mut String::new()).await?;
         let is_supported = before(deadline, self.matches(&received, deadline)).await?;
         Ok(Response::new(RepositoryResponse { is_supported, is_discovery_enabled: self.plugin.discover.is_configured() }))
     }
@@ -192,7 +194,8 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
         request: Request<Streaming<AppStreamRequest>>,
     ) -> Result<Response<ParametersAnnouncementResponse>, Status> {
         let deadline = deadline(request.metadata());
-        let received = self.received(deadline, request, "parameters announcement error receiving stream").await?;
+        let what = "parameters announcement error receiving stream";
+        let received = self.received(deadline, request, what, &mut String::new()).await?;
         let parameter_announcements = before(deadline, self.announce(&received, deadline)).await?;
         Ok(Response::new(ParametersAnnouncementResponse { parameter_announcements }))
     }

@@ -11,7 +11,8 @@ use crate::telemetry::{Layer, Metrics, Outcome};
 pub struct Account<'a> {
     metrics: &'a Metrics,
     clock: Clock,
-    application: String,
+    /// Whose it is, as far as it is known.
+    pub application: String,
     /// Was the archive `known` or `new`?
     archive: &'static str,
     is_closed: bool,
@@ -30,7 +31,6 @@ impl<'a> Account<'a> {
 
     /// Notes whose request has arrived.
     pub fn received(&mut self, received: &Received) {
-        self.application = received.variable("ARGOCD_APP_NAME").unwrap_or_default();
         self.archive = if received.is_known { "known" } else { "new" };
         self.metrics.hit(Layer::Archive, received.is_known);
     }

@@ -65,8 +65,12 @@ impl Received {
 
     /// A variable of the application.
     pub fn variable(&self, name: &str) -> Option<String> {
-        self.environment.iter().rev().find(|entry| entry.name == name).map(|entry| entry.value.clone())
+        variable(&self.environment, name)
     }
+}
+
+fn variable(environment: &[EnvEntry], name: &str) -> Option<String> {
+    environment.iter().rev().find(|entry| entry.name == name).map(|entry| entry.value.clone())
 }
 
 /// Where archives go, and how many at a time.
@@ -81,18 +85,20 @@ pub struct Reception {
 }
 
 impl Reception {
-    /// Receives everything. An archive that is on the shelf is verified and not read again.
+    /// Receives everything. An archive that is on the shelf is verified and not read again. Whose request it is, is told as soon as it is
+    /// known: also when the rest does not arrive.
     ///
     /// # Errors
     ///
     /// [`Status`] with the texts of Argo CD's own server, after the stream has ended.
-    pub async fn receive(&self, mut stream: Streaming<AppStreamRequest>) -> Result<Received, Status> {
+    pub async fn receive(&self, mut stream: Streaming<AppStreamRequest>, whose: &mut String) -> Result<Received, Status> {
         let broken = |what: &str, error: &Status| Status::invalid_argument(format!("{what}: {}", error.message()));
         let first = next(&mut stream).await.map_err(|error| broken("error receiving stream header", &error))?;
         let Some(Request::Metadata(metadata)) = first.and_then(|message| message.request) else {
             drain(&mut stream).await;
             return Err(Status::invalid_argument("error getting stream metadata: metadata is nil"));
         };
+        *whose = variable(&metadata.env, "ARGOCD_APP_NAME").unwrap_or_default();
         // A push makes every application of a repository send the same: those that wait here find it on the shelf.
         let place = self.shelf.place(&metadata.checksum).await;
         let turn = if place.get().is_none() { self.at_once.acquire().await.ok() } else { None };

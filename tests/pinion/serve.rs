@@ -213,6 +213,7 @@ async fn the_same_archive_is_verified_and_not_read_again() {
     // A checksum alone is no proof of possession.
     let status = generate(&serving, first[..1].to_vec()).await.expect_err("nothing was sent");
     assert!(status.message().contains("file checksum validation error"), "{status:?}");
+    assert!(serving.log().contains("the render failed application=\"web\""), "{}", serving.log());
     for n in 0..2 {
         fs::write(fixture.checkout.path().join("other"), n.to_string()).expect("written");
         generate(&serving, fixture.messages(1024)).await.expect("manifests");
