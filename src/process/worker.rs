@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 
-use super::{Child, MAX_STDERR};
+use super::{Child, MAX_STDERR, found};
 
 /// The protocol that is spoken here.
 const PROTOCOL: u32 = 1;
@@ -84,6 +84,8 @@ impl Worker {
     ///
     /// When the program is no worker, or one of another version.
     pub async fn start(program: &Path) -> io::Result<Self> {
+        // As a child is: by a path from here.
+        let program = found(program).ok_or(io::ErrorKind::NotFound)?;
         let mut process = Command::new(program)
             .arg("serve")
             .current_dir("/")

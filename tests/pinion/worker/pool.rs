@@ -227,6 +227,17 @@ async fn what_needs_the_network_is_done_by_a_process() {
     assert_eq!((fixture.counts.renders.get(), fixture.counts.again.get()), (0, 1));
 }
 
+/// A worker works in `/`, but its program is looked for from here.
+#[tokio::test]
+async fn a_worker_is_found_by_a_relative_path() {
+    let Some(fixture) = Fixture::new() else { return };
+    fs::create_dir_all("target").expect("made");
+    let place = tempfile::tempdir_in("target").expect("a directory");
+    let helm = Path::new("target").join(place.path().file_name().expect("a name")).join("helm");
+    symlink(&fixture.helm, &helm).expect("linked");
+    Pool::start(&helm, Limits::default(), fixture.counts.clone()).await.expect("a worker");
+}
+
 #[tokio::test]
 async fn a_plain_helm_and_a_program_that_says_nothing_are_no_workers() {
     let place = tempfile::tempdir().expect("a directory");
