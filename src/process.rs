@@ -66,7 +66,13 @@ pub enum ProcessError {
         source: Arc<io::Error>,
     },
     #[error("`{command}` failed: {status}{}", indented(stderr))]
-    Failed { command: String, status: String, stderr: String },
+    Failed {
+        command: String,
+        status: String,
+        stderr: String,
+        /// Could it open less than we can?
+        is_confined: bool,
+    },
     #[error("`{command}` did not finish within {}", humantime::format_duration(*after))]
     Deadline { command: String, after: Duration },
     #[error("`{command}` wrote more than {limit} bytes")]
@@ -91,7 +97,7 @@ impl ProcessError {
                 };
                 Some(format!("install it, or say where it is with {flag}"))
             }
-            Self::Failed { stderr, .. } if stderr.contains("permission denied") => {
+            Self::Failed { stderr, is_confined: true, .. } if stderr.contains("permission denied") => {
                 Some("files outside the application's checkout are not open to a render".into())
             }
             Self::Deadline { .. } => Some("raise `--render-timeout`, and Argo CD's own timeouts with it".into()),
@@ -215,7 +221,10 @@ impl Child {
         let stderr = String::from_utf8_lossy(stderr).into_owned();
         match status {
             None => Ok(Output { stdout, stderr }),
-            Some(status) => Err(ProcessError::Failed { command: self.command(), status, stderr: clean(&stderr) }),
+            Some(status) => {
+                let (command, stderr, is_confined) = (self.command(), clean(&stderr), self.border.is_some());
+                Err(ProcessError::Failed { command, status, stderr, is_confined })
+            }
         }
     }
 
@@ -307,6 +316,8 @@ mod tests {
     async fn a_failing_child_says_why() {
         let error = shell("echo 'Error: no\x1b[31m'>&2; exit 3").run().await.expect_err("exit 3");
         assert_eq!(error.to_string(), "`sh` failed: exit status 3\n  Error: no\u{fffd}[31m");
+        let other = shell("echo permission denied by the registry >&2; exit 1").run().await.expect_err("exit 1");
+        assert_eq!(other.hint(), None, "it is not kept from files");
         let missing = Child { program: "/does/not/exist".into(), ..shell("") };
         assert!(missing.run().await.expect_err("no program").hint().is_some());
     }
