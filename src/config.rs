@@ -79,8 +79,9 @@ pub struct Raw {
 
     /// Options for `kustomize build`, split as a shell does [default: none]
     ///
-    /// With LoadRestrictionsNone and `--enable-helm` Kustomize still opens nothing outside the checkout but programs, libraries and public
-    /// files of the system, where the kernel has Landlock (Linux 5.13). With `--enable-exec` and `--enable-alpha-plugins` applications run programs that open what the sidecar can.
+    /// With LoadRestrictionsNone and `--enable-helm` Kustomize still opens nothing outside the checkout but programs, libraries and
+    /// public files of the system, where the kernel has Landlock (Linux 5.13). With `--enable-exec` and `--enable-alpha-plugins`
+    /// applications run programs that open what the sidecar can.
     #[arg(long, env = "PINION_KUSTOMIZE_BUILD_OPTIONS", value_name = "OPTIONS", allow_hyphen_values = true)]
     pub kustomize_build_options: Option<String>,
 
