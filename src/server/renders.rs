@@ -161,6 +161,7 @@ impl Drop for Counted<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
     use std::sync::Arc;
 
     fn soon(milliseconds: u64) -> Option<Instant> {
@@ -172,18 +173,18 @@ mod tests {
         let renders = Arc::new(Renders::new(1).expect("threads"));
         let nap = |time| tokio::time::sleep(Duration::from_millis(time));
         // Nothing is known yet, so nobody is refused.
-        renders.run(soon(5000), nap(400)).await.expect("it runs");
+        renders.run(soon(60_000), nap(400)).await.expect("it runs");
+        let (release, released) = tokio::sync::oneshot::channel::<()>();
         let busy = Arc::clone(&renders);
-        let first = tokio::spawn(async move { busy.run(None, nap(400)).await });
+        let first = tokio::spawn(async move { busy.run(None, released).await });
         while renders.turns.available_permits() > 0 {
             nap(5).await;
         }
-        let asked = Instant::now();
-        let refused = renders.run(soon(100), nap(0)).await.expect_err("too late");
+        let refused = renders.run(soon(100), nap(0)).now_or_never().expect("at once").expect_err("too late");
         assert!(matches!(refused, NotRun::TooLate { ahead: 0, .. }), "{refused}");
-        assert!(asked.elapsed() < Duration::from_millis(100));
+        release.send(()).expect("it waits");
         renders.run(soon(60_000), nap(0)).await.expect("it has time");
-        first.await.expect("it ends").expect("it ran");
+        first.await.expect("it ends").expect("it ran").expect("released");
     }
 
     /// All turns are held by renders that run into their deadlines: the next ones know.
@@ -191,15 +192,16 @@ mod tests {
     async fn who_waited_for_nothing_is_told_so_and_the_next_at_once() {
         let renders = Arc::new(Renders::new(1).expect("threads"));
         let (busy, waiting) = (Arc::clone(&renders), Arc::clone(&renders));
-        let slow = tokio::spawn(async move {
-            tokio::time::timeout(Duration::from_millis(600), busy.run(None, std::future::pending::<()>())).await
-        });
+        let began = Instant::now();
+        let slow = tokio::spawn(async move { busy.run(None, std::future::pending::<()>()).await });
         while renders.turns.available_permits() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let refused = waiting.run(soon(200), async {}).await.expect_err("no turn");
         assert_eq!(refused, NotRun::NoTurn { running: 1 });
-        assert!(slow.await.expect("it ends").is_err());
+        tokio::time::sleep(Duration::from_millis(600).saturating_sub(began.elapsed())).await;
+        slow.abort();
+        assert!(slow.await.is_err());
         let busy = Arc::clone(&renders);
         let slow = tokio::spawn(async move { busy.run(None, std::future::pending::<()>()).await });
         while renders.turns.available_permits() > 0 {

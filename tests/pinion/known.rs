@@ -8,7 +8,7 @@ use pinion::process::border::Border;
 
 use crate::serve::{Fixture, generate};
 use crate::support::argocd::Serving;
-use crate::support::driver::Driver;
+use crate::support::driver::{Driver, until};
 
 /// A tool in place of Helm and Kustomize, which notes each call and then does as the script says.
 struct Tool {
@@ -372,15 +372,8 @@ async fn a_remote_base_is_no_directory_of_this_machine() {
 
 /// Waits until so many texts were kept: that happens behind the answer.
 async fn settled(serving: &Serving, texts: usize) {
-    let started = std::time::Instant::now();
-    loop {
-        let metrics = serving.get("/metrics").await;
-        if metrics.contains(&format!("pinion_memo_texts {texts}\n")) {
-            return;
-        }
-        assert!(started.elapsed() < std::time::Duration::from_secs(10), "{metrics}");
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    let line = format!("pinion_memo_texts {texts}\n");
+    until(&format!("not {texts} texts are kept"), async || serving.get("/metrics").await.contains(&line)).await;
 }
 
 fn which(tool: &str) -> String {

@@ -1,11 +1,10 @@
 //! `pinion generate` beside a running `pinion serve`: it asks there first, and gets along without.
 
 use std::fs;
-use std::time::Duration;
 
 use crate::serve::{Fixture, generate};
 use crate::support::argocd::Serving;
-use crate::support::driver::{Driver, Ran, entries};
+use crate::support::driver::{Driver, Ran, entries, until};
 
 /// A driver with a store of its own, which knows where the server listens.
 fn apart(fixture: &Fixture, serving: &Serving) -> Driver {
@@ -16,7 +15,7 @@ fn apart(fixture: &Fixture, serving: &Serving) -> Driver {
     driver
         .env("PINION_PINS_SOCKET", socket.display().to_string())
         .env("PINION_REGISTRIES_CONF", conf)
-        .env("RUST_LOG", "pinion=debug")
+        .env("PINION_LOG_LEVEL", "debug")
         .env("ARGOCD_APP_NAME", "web")
 }
 
@@ -55,26 +54,30 @@ async fn a_server_that_is_gone_or_silent_or_another_ones_changes_nothing() {
     let ran = tokio::task::block_in_place(|| run(&fixture, &driver));
     assert!(ran.stdout.contains("web:1.7.0"), "{ran:?}");
     // One that accepts and says nothing, one that talks nonsense.
-    for answer in
-        [None, Some("nonsense\n"), Some("{\"pin\":\"$(pin x)\",\"created\":null,\"listed\":null,\"considered\":null}\n")]
+    let odd = "{\"pin\":\"$(pin x)\",\"created\":null,\"listed\":null,\"considered\":null}\n";
+    for (answer, told) in
+        [(None, "the other pinion does not answer"), (Some("nonsense\n"), "no other pinion was asked"), (Some(odd), "")]
     {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("s");
         let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        let (done, is_done) = std::sync::mpsc::channel::<()>();
         let held = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("a caller");
             if let Some(answer) = answer {
                 std::io::Write::write_all(&mut stream, answer.as_bytes()).expect("sent");
             }
-            std::thread::sleep(Duration::from_secs(3));
+            // Open until the other side has given up.
+            let _ = is_done.recv();
         });
         let store = dir.path().join("store").display().to_string();
         let lone = apart(&fixture, &serving)
             .env("PINION_PINS_SOCKET", path.display().to_string())
             .env("PINION_STORE", store)
-            .env("PINION_LOOKUP_TIMEOUT", "4s");
+            .env("PINION_LOOKUP_TIMEOUT", "100s");
         let ran = tokio::task::block_in_place(|| run(&fixture, &lone));
-        assert!(ran.stdout.contains("web:1.1.0"), "{answer:?}: {ran:?}");
+        assert!(ran.stdout.contains("web:1.1.0") && ran.stderr.contains(told), "{answer:?}: {ran:?}");
+        drop(done);
         held.join().expect("it ends");
     }
 }
@@ -112,9 +115,5 @@ async fn registries_conf_is_followed() {
 }
 
 async fn wait_for(serving: &Serving, text: &str) {
-    let started = std::time::Instant::now();
-    while !serving.log().contains(text) {
-        assert!(started.elapsed() < Duration::from_secs(20), "{}", serving.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until(text, async || serving.log().contains(text)).await;
 }

@@ -15,6 +15,7 @@ use tonic::transport::{Endpoint, Uri};
 
 use crate::serve::{Fixture, generate};
 use crate::support::argocd::{Serving, messages};
+use crate::support::driver::until;
 
 /// Name, kind, target, content.
 type Put<'a> = (&'a [u8], EntryType, &'a [u8], &'a [u8]);
@@ -121,7 +122,9 @@ async fn pings_are_answered_while_a_render_takes_its_time() {
     fs::write(fixture.checkout.path().join("app/Chart.yaml"), "apiVersion: v2\nname: x\nversion: 0.1.0\n").expect("written");
     let tools = tempfile::tempdir().expect("a directory");
     let helm = tools.path().join("helm");
-    fs::write(&helm, "#!/bin/sh\n[ $1 = serve ] && exit 1\nsleep 4\nprintf 'apiVersion: v1\\nkind: Pod\\n'\n").expect("written");
+    let wait = format!("while ! [ -e {}/release ]; do sleep 0.05; done", tools.path().display());
+    fs::write(&helm, format!("#!/bin/sh\n[ $1 = serve ] && exit 1\n{wait}\nprintf 'apiVersion: v1\\nkind: Pod\\n'\n"))
+        .expect("written");
     fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     let serving = fixture.serve(&["--helm", &helm.display().to_string(), "--renders-at-once", "1"]);
     let socket = serving.socket();
@@ -129,18 +132,27 @@ async fn pings_are_answered_while_a_render_takes_its_time() {
         let socket = socket.clone();
         async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
     });
-    // Argo CD pings every 20 s and waits 20 s; a tenth of both shows the same sooner.
+    // Argo CD pings every 20 s and waits 20 s.
     let endpoint = Endpoint::from_static("http://plugin")
-        .http2_keep_alive_interval(Duration::from_millis(500))
-        .keep_alive_timeout(Duration::from_millis(500))
+        .http2_keep_alive_interval(Duration::from_millis(200))
+        .keep_alive_timeout(Duration::from_secs(20))
         .keep_alive_while_idle(true);
     let channel = endpoint.connect_with_connector(connect).await.expect("a connection");
     let origin: Uri = "http://home%2Fplugins%2Fpinion@v1.sock".parse().expect("an authority");
-    let mut client = Client::with_origin(channel, origin);
+    let mut client = Client::with_origin(channel.clone(), origin);
     let call = client.generate_manifest(tokio_stream::iter(fixture.messages(1024)));
     let (answer, health) = tokio::join!(call, async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        serving.get("/healthz").await
+        until("the render does not run", async || serving.get("/metrics").await.contains("pinion_renders_running 1")).await;
+        // The connection that waits for it is served meanwhile: calls on it, and pings that come between them.
+        let mut health = tonic_health::pb::health_client::HealthClient::new(channel);
+        for _ in 0..10 {
+            let request = tonic_health::pb::HealthCheckRequest { service: String::new() };
+            assert_eq!(health.check(request).await.expect("an answer").into_inner().status, 1);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let health = serving.get("/healthz").await;
+        fs::write(tools.path().join("release"), "").expect("written");
+        health
     });
     assert!(answer.expect("manifests").into_inner().manifests.concat().contains("kind: Pod"));
     assert!(health.starts_with("HTTP/1.1 200"));

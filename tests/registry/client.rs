@@ -27,17 +27,19 @@ use pinion::registry::{
     Access, Blob, Client, Content, ImageConfig, Limits, Listing, Manifest, RegistriesConfig, RegistryError, TagSource, Target,
 };
 
+use crate::support::driver::until;
 use crate::support::registry::{
-    Auth, Bearer, Cursor, Dialect, FakeRegistry, Fault, Image, Link, Route, TagOrder, TokenText, When,
+    Auth, Bearer, Cursor, Dialect, FakeRegistry, Fault, Gate, Image, Link, Route, TagOrder, TokenText, When,
 };
 
 static OPERATOR: Access = Access::operator();
 
-/// Bounds for tests: no docker configuration of the machine, and little patience.
+/// Bounds for tests: no docker configuration of the machine, and more time than any needs.
 fn limits() -> Limits {
     Limits {
-        deadline: Duration::from_secs(10),
-        read_timeout: Duration::from_millis(500),
+        deadline: Duration::from_secs(100),
+        connect_timeout: Duration::from_secs(60),
+        read_timeout: Duration::from_secs(60),
         docker_config: None,
         ..Limits::default()
     }

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use super::driver::{Driver, root};
+use super::driver::{Driver, PATIENCE, root};
 
 /// A server that runs until it is dropped.
 #[derive(Debug)]
@@ -56,7 +56,7 @@ impl Serving {
                     serving.admin = admin;
                     return serving;
                 }
-                _ => assert!(started.elapsed() < Duration::from_secs(20), "no socket: {}", serving.log()),
+                _ => assert!(started.elapsed() < PATIENCE, "no socket: {}", serving.log()),
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -82,7 +82,7 @@ impl Serving {
                 .into_iter()
                 .filter(|path| !path.ends_with("_cmp_server") && !path.ends_with("_cmp_server.lock"));
             let left: Vec<PathBuf> = list(tmp.join("_cmp_server")).into_iter().chain(others).collect();
-            if left.is_empty() || started.elapsed() > Duration::from_secs(5) {
+            if left.is_empty() || started.elapsed() > PATIENCE {
                 return left;
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -4,8 +4,25 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use super::registry::FakeRegistry;
+
+/// The longest wait for something that must happen: no machine is that slow.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until something has happened.
+#[track_caller]
+pub fn until(what: &str, mut has_happened: impl AsyncFnMut() -> bool) -> impl Future<Output = ()> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let started = Instant::now();
+        while !has_happened().await {
+            assert!(started.elapsed() < PATIENCE, "{caller}: {what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
 
 /// The repository's root.
 pub fn root() -> PathBuf {

@@ -53,7 +53,7 @@ use std::time::{Duration, Instant};
 
 pub use auth::{Auth, Bearer, TokenText};
 pub use dialect::{Dialect, Link, Oversize, TagOrder};
-pub use fault::{Cursor, Fault, When};
+pub use fault::{Cursor, Fault, Gate, When};
 pub use http::{Request, Route};
 pub use image::Image;
 use server::{Server, State};

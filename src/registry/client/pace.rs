@@ -29,7 +29,7 @@ impl Pace {
         Self { interval: limit.map(|limit| Duration::from_secs(1) / limit.get()), due: Mutex::new(Instant::now()) }
     }
 
-    /// Waits for this request's turn. Says `false`, at once and without taking a turn, if it comes after the deadline.
+    /// Waits for this request's turn. Says `false`, at once and without taking a turn, if the limit puts it behind the deadline.
     pub async fn turn(&self, deadline: Instant) -> bool {
         match self.take(Instant::now(), deadline) {
             Some(turn) => {
@@ -45,7 +45,8 @@ impl Pace {
         let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
         let next = (*due).max(now);
         let turn = next.checked_sub(interval * (BURST - 1)).unwrap_or(now).max(now);
-        if turn > deadline {
+        // When the time is up already, that is what the caller has to tell, and not a limit.
+        if turn > deadline.max(now) {
             return None;
         }
         *due = next + interval;

@@ -109,13 +109,27 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_and_its_children_end_when_nobody_waits() {
-        let mark = tempfile::tempdir().expect("a directory");
-        let file = mark.path().join("alive");
-        let script = format!("(sleep 1; echo alive > {}) & sleep 30", file.display());
-        let gave_up = tokio::time::timeout(Duration::from_millis(200), shell(&script)).await;
-        assert!(gave_up.is_err());
-        tokio::time::sleep(Duration::from_millis(1300)).await;
-        assert!(!file.exists());
+        let place = tempfile::tempdir().expect("a directory");
+        let file = place.path().join("pid");
+        let script = format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", file.display());
+        let started = async {
+            while !file.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            _ = shell(&script) => panic!("it ends by itself"),
+            () = started => {}
+        }
+        let pid = std::fs::read_to_string(&file).expect("a number").trim().to_owned();
+        let lives = || std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+        for _ in 0..6000 {
+            if !lives() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("the grandchild lives on");
     }
 
     #[test]

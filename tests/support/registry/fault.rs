@@ -33,6 +33,28 @@ pub enum Cursor {
     Same,
 }
 
+/// Holds requests until a test lets them go, however long that takes.
+#[derive(Clone, Debug)]
+pub struct Gate(tokio::sync::watch::Sender<bool>);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(tokio::sync::watch::Sender::new(false))
+    }
+}
+
+impl Gate {
+    /// Lets all requests go, those that come later too.
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn passed(&self) {
+        // The sender is ours, so that this ends only when the gate is open.
+        let _ = self.0.subscribe().wait_for(|is_open| *is_open).await;
+    }
+}
+
 /// Something that goes wrong.
 #[derive(Clone, Debug)]
 pub enum Fault {
@@ -44,6 +66,8 @@ pub enum Fault {
     Drop,
     /// Waits before it answers.
     SlowHeaders(Duration),
+    /// Waits until the gate is opened, and answers then.
+    Held(Gate),
     /// Sends the body in chunks of so many bytes with a wait before each.
     SlowBody { chunk: usize, every: Duration },
     /// Promises the whole body, sends half of it and closes the connection.
@@ -199,6 +223,10 @@ pub(super) async fn deliver(
         let reply = match fault {
             Fault::SlowHeaders(time) => {
                 tokio::time::sleep(*time).await;
+                continue;
+            }
+            Fault::Held(gate) => {
+                gate.passed().await;
                 continue;
             }
             Fault::Hang => std::future::pending().await,
