@@ -2,11 +2,13 @@
 //!
 //! Text goes in, places and text come out. A placeholder stands inside one string scalar of any style; its words are split as a POSIX
 //! shell splits them; `)` inside quotes is text. Substitution splices bytes: all else in the file stays as it was, except that a plain
-//! scalar whose type would change is quoted. `$$(pin ` is a literal `$(pin `, as Kubernetes escapes its own `$(VAR)`.
+//! scalar whose type would change is quoted. `$$(pin ` is a literal `$(pin `, as Kubernetes escapes its own `$(VAR)`. `$(pin)` has no
+//! constraint: it is `$(pin *)`.
 //!
 //! Which image a placeholder means, where it does not say so itself, is told by [`image`].
 
 pub mod image;
+pub mod near_miss;
 pub mod words;
 
 use std::collections::BTreeSet;
@@ -191,7 +193,7 @@ impl<'t> Scan<'t> {
                 continue;
             }
             let (line, column) = cursor.go(self.text, start + offsets[at]);
-            let spaced = decoded[from..].starts_with(WHITE).then_some(from).ok_or(Mistake::NoSpace);
+            let spaced = decoded[from..].starts_with(ENDS_NAME).then_some(from).ok_or(Mistake::NoSpace);
             let read = spaced.and_then(|from| closing(&decoded[from..])).and_then(|end| {
                 let length = OPEN.len() + end + 1;
                 let words = &decoded[from..from + end];
@@ -308,16 +310,22 @@ fn is_of_a_tag(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-')
 }
 
-const WHITE: [char; 4] = [' ', '\t', '\r', '\n'];
+/// What ends the word `pin`: white space before the words, or the end of a placeholder without any.
+const ENDS_NAME: [char; 5] = [' ', '\t', '\r', '\n', ')'];
 
 /// What cannot stand in a Kubernetes variable's name, so that `$(pin~1)` is a placeholder that lacks its space.
 const NO_NAME: [char; 11] = ['~', '^', '>', '<', '=', '!', '*', '@', ',', '\'', '"'];
 
-/// Where `$(pin` stands with white space behind it, or with what must have been meant as a word.
+/// May a text hold a placeholder, also where it is not to be read as YAML?
+pub fn is_mentioned(text: &str) -> bool {
+    literal(text).is_some()
+}
+
+/// Where `$(pin` stands with white space or `)` behind it, or with what must have been meant as a word.
 fn literal(text: &str) -> Option<usize> {
     text.match_indices(OPEN).map(|(at, _)| at).find(|at| {
         let behind = &text[at + OPEN.len()..];
-        behind.is_empty() || behind.starts_with(WHITE) || behind.starts_with(NO_NAME)
+        behind.is_empty() || behind.starts_with(ENDS_NAME) || behind.starts_with(NO_NAME)
     })
 }
 
@@ -401,6 +409,8 @@ mod tests {
             ("a: $(pin ~1)", "v1", "a: v1"),
             ("---\na: $(pin ~1)\n---\n- $(pin ~2)\n...\n", "v1", "---\na: v1\n---\n- v1\n...\n"),
             ("$(pin ~1): key\n", "v1", "v1: key\n"),
+            ("image: a/b:$(pin)\n", "v1", "image: a/b:v1\n"),
+            ("tag: $(pin)\n", "1.10", "tag: \"1.10\"\n"),
         ] {
             assert_eq!(substitute(text, tag), expected, "{text}");
         }
@@ -409,7 +419,7 @@ mod tests {
     #[test]
     fn what_is_no_placeholder_is_left_alone() {
         for text in [
-            "args: [\"$(pin)\", \"$(PIN x)\", \"$(pinion x)\", \"$(pins x)\"]\n",
+            "args: [\"$(PIN)\", \"$(PIN x)\", \"$(pinion x)\", \"$(pins x)\"]\n",
             "# $(pin ~1)\na: b # $(pin ~1)\n",
             "{{ if }} (pin: x\n",
             "a: (pin \n",
@@ -420,10 +430,10 @@ mod tests {
 
     #[test]
     fn an_escaped_placeholder_becomes_a_literal_at_the_end() {
-        let text = "a: $$(pin ~1)\nb: $(pin ~1)\nc: \"$$(pin x\"\n";
+        let text = "a: $$(pin ~1)\nb: $(pin ~1)\nc: \"$$(pin x\"\nd: $$(pin)\n";
         let substituted = substitute(text, "v1");
-        assert_eq!(substituted, "a: $$(pin ~1)\nb: v1\nc: \"$$(pin x\"\n");
-        assert_eq!(unescape(substituted), "a: $(pin ~1)\nb: v1\nc: \"$(pin x\"\n");
+        assert_eq!(substituted, "a: $$(pin ~1)\nb: v1\nc: \"$$(pin x\"\nd: $$(pin)\n");
+        assert_eq!(unescape(substituted), "a: $(pin ~1)\nb: v1\nc: \"$(pin x\"\nd: $(pin)\n");
     }
 
     #[test]
@@ -447,7 +457,7 @@ mod tests {
     fn a_file_that_is_no_yaml_but_holds_a_placeholder_is_an_error() {
         let error = Scan::of("a: b\n{{ if }}\nc: $(pin ~1)\n").expect_err("no YAML");
         assert!(error.to_string().starts_with("3:4: `$(pin ~1)`: the file holds a placeholder but is not YAML: "), "{error}");
-        assert!(Scan::of("{{ if }} $(pin)\n").expect("no placeholder").is_none());
+        assert!(Scan::of("{{ if }} $(pins)\n").expect("no placeholder").is_none());
     }
 
     #[test]

@@ -142,6 +142,12 @@ impl Value {
 
     /// A value at a path as `helm --set` writes it: `image.tag`, `hosts[0].name`, `a\.b.c`.
     pub fn set(path: &str, text: &str, sites: Vec<Site>) -> Self {
+        let leaf = Self::Scalar { text: text.to_owned(), sites };
+        Self::keys(path).into_iter().rev().fold(leaf, |value, key| value.below(&key))
+    }
+
+    /// The keys of a path as `helm --set` writes it: at least one.
+    pub fn keys(path: &str) -> Vec<String> {
         let mut keys = vec![String::new()];
         let mut chars = path.chars();
         while let Some(c) = chars.next() {
@@ -154,8 +160,7 @@ impl Value {
         }
         // Helm takes no more than thirty and says so.
         keys.truncate(MAX_DEPTH);
-        let leaf = Self::Scalar { text: text.to_owned(), sites };
-        keys.into_iter().rev().fold(leaf, |value, key| value.below(&key))
+        keys
     }
 
     fn text(&self) -> Option<&str> {
@@ -203,25 +208,30 @@ impl Value {
     /// For each placeholder that is still there after merging, the image beside it. One that is absent was overridden.
     pub fn images(&self) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
         let mut found: BTreeMap<Site, Vec<Result<Repository, ImageNotFound>>> = BTreeMap::new();
-        self.collect(None, &mut found);
+        self.collect(None, None, &mut found);
         found.into_iter().map(|(site, all)| (site, agree(all))).collect()
     }
 
-    fn collect<'v>(&'v self, global: Option<&'v str>, found: &mut BTreeMap<Site, Vec<Result<Repository, ImageNotFound>>>) {
+    fn collect<'v>(
+        &'v self,
+        own_key: Option<&str>,
+        global: Option<&'v str>,
+        found: &mut BTreeMap<Site, Vec<Result<Repository, ImageNotFound>>>,
+    ) {
         match self {
             Self::Map(map) => {
                 let own = self.at(&["global", "imageRegistry"]).and_then(Value::text).filter(|text| !text.is_empty());
                 let global = global.or(own);
                 for (name, value) in map {
                     let Self::Scalar { sites, .. } = value else {
-                        value.collect(global, found);
+                        value.collect(Some(name), global, found);
                         continue;
                     };
                     if sites.is_empty() {
                         continue;
                     }
                     let sibling = |key: &str| if key == name { None } else { map.get(key)?.text().map(str::to_owned) };
-                    let image = image::siblings(Siblings::Values, global, sibling).and_then(|image| {
+                    let image = image::siblings(Siblings::Values, own_key, global, sibling).and_then(|image| {
                         image.ok_or_else(|| {
                             ImageNotFound::Nothing(format!("{}, in the merged values", image::looked_at(Siblings::Values)))
                         })
@@ -235,7 +245,7 @@ impl Value {
                         let nothing = ImageNotFound::Nothing("the placeholder stands in a list, with no image before it".into());
                         sites.iter().for_each(|site| found.entry(*site).or_default().push(Err(nothing.clone())));
                     }
-                    item.collect(global, found);
+                    item.collect(None, global, found);
                 }
             }
             Self::Null | Self::Scalar { .. } => {}

@@ -12,7 +12,7 @@ use crate::yaml::{Kind, NodeId, Tree};
 /// Which sibling keys may name an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Siblings {
-    /// `registry` + `repository`, `repository`, `image`, `repo`: values files and custom resources.
+    /// `registry` + `repository`, `repository`, `image`, `repo`, and `name` below a key `image`: values files and custom resources.
     Values,
     /// `newName`, `name`: an entry of a kustomization's `images`.
     Kustomize,
@@ -58,31 +58,38 @@ pub fn before(text: &str) -> Result<Option<Repository>, ImageNotFound> {
 
 /// The image that the entries beside a placeholder name, if any.
 ///
-/// `sibling` gives the text of a scalar with that key in the same mapping. `global_registry` is Helm's `global.imageRegistry`, which
-/// takes the place of a `registry` when it is not empty, as in the charts that have both.
+/// `sibling` gives the text of a scalar with that key in the same mapping, and `own_key` is the key that the mapping is the value of: a
+/// `name` names an image only below `image` or `sidecarImage`, and only with a `/`. `global_registry` is Helm's `global.imageRegistry`,
+/// which takes the place of a `registry` when it is not empty, as in the charts that have both.
 ///
 /// # Errors
 ///
 /// [`ImageNotFound::NotAnImage`] when a sibling is there but names none.
 pub fn siblings(
     keys: Siblings,
+    own_key: Option<&str>,
     global_registry: Option<&str>,
     sibling: impl Fn(&str) -> Option<String>,
 ) -> Result<Option<Repository>, ImageNotFound> {
     let filled = |key: &str| sibling(key).filter(|text| !text.is_empty());
     let named = |key: &str| filled(key).map(|text| read(&text, &format!("in `{key}`")));
-    // A chart puts the tag behind its repository, so that one with a tag would get two.
-    let bare = |key: &str| filled(key).map(|text| read_bare(&text, &format!("in `{key}`")));
     let found = match keys {
         Siblings::Kustomize => named("newName").or_else(|| named("name")),
-        Siblings::Values => match (sibling("registry"), filled("repository")) {
-            (Some(own), Some(repository)) => {
-                let registry = global_registry.filter(|text| !text.is_empty()).unwrap_or(&own);
-                let text = if registry.is_empty() { repository } else { format!("{registry}/{repository}") };
-                Some(read_bare(&text, "in `registry` and `repository`"))
-            }
-            _ => bare("repository").or_else(|| named("image")).or_else(|| named("repo")),
-        },
+        Siblings::Values => {
+            let is_image = own_key.is_some_and(|key| key == "image" || key.ends_with("Image"));
+            let in_registry = |key: &str, path: String| match sibling("registry") {
+                None => read_bare(&path, &format!("in `{key}`")),
+                Some(own) => {
+                    let registry = global_registry.filter(|text| !text.is_empty()).unwrap_or(&own);
+                    let text = if registry.is_empty() { path } else { format!("{registry}/{path}") };
+                    read_bare(&text, &format!("in `registry` and `{key}`"))
+                }
+            };
+            let name = || filled("name").filter(|name| is_image && name.contains('/'));
+            let repository = filled("repository").map(|path| in_registry("repository", path));
+            let found = repository.or_else(|| named("image")).or_else(|| named("repo"));
+            found.or_else(|| name().map(|path| in_registry("name", path)))
+        }
     };
     found.transpose()
 }
@@ -100,7 +107,13 @@ pub fn beside(tree: &Tree<'_>, parents: &[Option<NodeId>], scalar: NodeId, keys:
         let value = tree.get(mapping, key).filter(|value| *value != scalar)?;
         tree.text(value).map(str::to_owned)
     };
-    siblings(keys, None, sibling)?.ok_or_else(|| ImageNotFound::Nothing(looked_at(keys)))
+    siblings(keys, own_key(tree, parents, mapping), None, sibling)?.ok_or_else(|| ImageNotFound::Nothing(looked_at(keys)))
+}
+
+/// The key whose value a mapping is.
+fn own_key<'t>(tree: &'t Tree<'_>, parents: &[Option<NodeId>], mapping: NodeId) -> Option<&'t str> {
+    let entries = tree.own_entries(parents[mapping]?);
+    entries.iter().find(|(_, value)| *value == mapping).and_then(|(key, _)| tree.text(*key))
 }
 
 /// The image beside each placeholder of some texts, by text and number.
@@ -124,7 +137,7 @@ pub fn looked_at(keys: Siblings) -> String {
     }
 }
 
-/// Reads an image name without a tag.
+/// Reads an image name without a tag: a chart puts the tag behind it, so that one with a tag would get two.
 fn read_bare(text: &str, place: &str) -> Result<Repository, ImageNotFound> {
     text.parse().map_err(|_| ImageNotFound::NotAnImage { text: printable(text), place: place.to_owned() })
 }
@@ -175,6 +188,20 @@ mod tests {
             ("{repo: quay.io/a/b, version: $(pin ~1)}", "quay.io/a/b"),
         ] {
             assert_eq!(beside_tag(mapping, Siblings::Values).as_deref(), Ok(image), "{mapping}");
+        }
+        for (key, mapping, image) in [
+            ("image", "{name: quay.io/a/b, tag: $(pin ~1)}", Ok("quay.io/a/b")),
+            ("sidecarImage", "{name: a/b, tag: $(pin ~1)}", Ok("a/b")),
+            ("image", "{registry: quay.io, name: a/b, tag: $(pin ~1)}", Ok("quay.io/a/b")),
+            ("image", "{repository: a/b, name: c/d, tag: $(pin ~1)}", Ok("a/b")),
+            ("image", "{name: web, tag: $(pin ~1)}", Err(())),
+            ("images", "{name: a/b, tag: $(pin ~1)}", Err(())),
+        ] {
+            let text = format!("{key}: {mapping}\n");
+            let tree = Tree::parse(&text).expect("YAML");
+            let scalar = tree.nodes().find(|(id, _)| tree.text(*id) == Some("$(pin ~1)")).expect("a placeholder").0;
+            let found = beside(&tree, &tree.parents(), scalar, Siblings::Values);
+            assert_eq!(found.as_ref().map(Repository::text).map_err(drop), image, "{text}");
         }
         assert_eq!(beside_tag("{name: a/b, newTag: $(pin ~1)}", Siblings::Kustomize).as_deref(), Ok("a/b"));
         assert_eq!(beside_tag("{name: app, newName: a/b, newTag: $(pin ~1)}", Siblings::Kustomize).as_deref(), Ok("a/b"));

@@ -82,7 +82,7 @@ binaryData:
     let files = [
         CHART,
         ("templates/files.yaml", template),
-        ("config/one.txt", "$(pin) is none, $$(X) neither\n"),
+        ("config/one.txt", "$(PIN) is none, $$(X) neither\n"),
         ("config/deep/two.txt", "two\r\n"),
         (".helmignore", "*.bak\n"),
         ("config/no.bak", "no\n"),

@@ -49,7 +49,7 @@ fn overlay<'a>(base: &'a str, overlay: &'a str) -> Vec<(&'a str, &'a str)> {
     vec![
         ("base/kustomization.yaml", base),
         ("base/deployment.yaml", DEPLOYMENT),
-        ("base/settings.properties", "a=1\nb=$(pin)\n"),
+        ("base/settings.properties", "a=1\nb=$(PIN)\n"),
         ("overlays/prd/kustomization.yml", overlay),
         ("overlays/prd/patch.yaml", "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec: {replicas: 2}\n"),
     ]
