@@ -3,13 +3,14 @@
 //! Comes from the environment that Argo CD gives a plugin (`ARGOCD_APP_*`, `KUBE_*`), or from an Application manifest on a laptop or
 //! in CI. Source: Argo CD's `reposerver/repository/repository.go` (`newEnv`, `getPluginEnvs`).
 
+pub mod manifest;
+mod native;
+mod set;
+
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
-
 use crate::failure::{Failure, Failures};
-use crate::image::printable;
-use crate::parameters::{ParameterError, Parameters, RawParameter};
+use crate::parameters::{ParameterError, Parameters};
 
 /// One application at one revision.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,14 +40,35 @@ pub enum ApplicationError {
     Manifest(String),
     #[error("`.argocd-source.yaml` cannot be read: {0}")]
     Override(String),
-    #[error("the manifest is a `{0}`, not an `Application`")]
+    #[error("the manifest is a `{0}`, not an `Application` or `ApplicationSet`")]
     Kind(String),
-    #[error("Application `{0}` has no source with a `plugin` block")]
-    NoPlugin(String),
+    #[error("{problem}")]
+    Set { problem: String, hint: String },
+    #[error("Application `{name}` has no source with a `plugin` block")]
+    NoPlugin {
+        name: String,
+        /// Where the block would stand.
+        place: &'static str,
+        /// The block of Argo CD's own that is there.
+        tool: Option<&'static str>,
+        /// The `plugin` block that stands for it, as YAML.
+        replacement: Option<String>,
+    },
+    #[error("Application `{name}` is rendered by the plugin `{plugin}`, which is not Pinion")]
+    OtherPlugin { name: String, plugin: String },
+    #[error("there is no source `{wanted}`")]
+    NoSuchSource {
+        wanted: String,
+        /// Names, or numbers where there is none.
+        known: Vec<String>,
+    },
     #[error(
         "Application `{name}`: `{field}` and `plugin` are both given, which Argo CD refuses (\"multiple application sources\")"
     )]
     TwoTools { name: String, field: &'static str },
+    /// Kubernetes' API takes only text there.
+    #[error("line {line}: parameter `{name}`: `{field}` is {written}, which is no text for Kubernetes")]
+    NoText { line: usize, name: String, field: String, written: String, fix: Option<String> },
 }
 
 impl ApplicationError {
@@ -54,10 +76,17 @@ impl ApplicationError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Parameters(errors) => errors.iter().find_map(ParameterError::hint),
-            Self::Kind(kind) if kind == "ApplicationSet" => {
-                Some("render one of the Applications that it generates: `argocd appset generate` prints them".into())
+            Self::Set { hint, .. } => Some(hint.clone()),
+            Self::NoPlugin { place, tool: Some(tool), replacement: Some(block), .. } => {
+                let block = block.trim_end().replace('\n', "\n    ");
+                Some(format!("replace `{tool}` in `{place}` by\n    {block}"))
             }
-            Self::NoPlugin(_) => Some("add `plugin: {name: pinion@v1}` to `spec.source`".into()),
+            Self::NoPlugin { place, .. } => Some(format!("add `plugin: {{name: pinion@v1}}` to `{place}`")),
+            Self::OtherPlugin { plugin, .. } => {
+                Some(format!("if Pinion is installed under that name, say so: `--plugin-name {plugin}`"))
+            }
+            Self::NoSuchSource { known, .. } => Some(format!("the sources are {}", known.join(", "))),
+            Self::NoText { fix, .. } => fix.as_ref().map(|fix| format!("write it in quotes: `{fix}`")),
             _ => None,
         }
     }
@@ -80,70 +109,6 @@ fn joined(errors: &[ParameterError]) -> String {
     errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }
 
-#[derive(Deserialize)]
-struct Manifest {
-    kind: String,
-    metadata: Metadata,
-    #[serde(default)]
-    spec: Spec,
-}
-
-#[derive(Deserialize)]
-struct Metadata {
-    #[serde(default)]
-    name: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Spec {
-    project: String,
-    source: Option<Source>,
-    sources: Vec<Source>,
-    destination: Destination,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Destination {
-    namespace: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Source {
-    #[serde(rename = "repoURL")]
-    repo_url: String,
-    path: Option<String>,
-    target_revision: String,
-    plugin: Option<Plugin>,
-    helm: Option<serde_json::Value>,
-    kustomize: Option<serde_json::Value>,
-    directory: Option<serde_json::Value>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Plugin {
-    parameters: Vec<RawParameter>,
-}
-
-/// What of `.argocd-source.yaml` concerns a source with a plugin.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Override {
-    plugin: Option<PluginOverride>,
-    helm: Option<serde_json::Value>,
-    kustomize: Option<serde_json::Value>,
-    directory: Option<serde_json::Value>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct PluginOverride {
-    parameters: Option<Vec<RawParameter>>,
-}
-
 impl Application {
     /// The application that Argo CD describes in a plugin's environment.
     ///
@@ -164,60 +129,6 @@ impl Application {
             kube_version: text("KUBE_VERSION"),
             api_versions: text("KUBE_API_VERSIONS").split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect(),
             parameters,
-        })
-    }
-
-    /// The application that a manifest describes: its source with a `plugin` block.
-    ///
-    /// `overrides` are the texts of `.argocd-source.yaml` and `.argocd-source-<app>.yaml` in the application's directory, which Argo CD
-    /// merges into the source before it calls a plugin: a list of parameters replaces the one before.
-    ///
-    /// # Errors
-    ///
-    /// [`ApplicationError`].
-    pub fn from_manifest(text: &str, overrides: &[String]) -> Result<Self, ApplicationError> {
-        let documents: Vec<Manifest> = serde_yaml::Deserializer::from_str(text)
-            .map(Option::<Manifest>::deserialize)
-            .filter_map(Result::transpose)
-            .collect::<Result<_, _>>()
-            .map_err(|error| ApplicationError::Manifest(error.to_string()))?;
-        let [manifest] = <[Manifest; 1]>::try_from(documents)
-            .map_err(|documents| ApplicationError::Manifest(format!("it holds {} objects, one is expected", documents.len())))?;
-        if manifest.kind != "Application" {
-            return Err(ApplicationError::Kind(printable(&manifest.kind)));
-        }
-        let name = manifest.metadata.name;
-        let spec = manifest.spec;
-        let mut sources = spec.source.into_iter().chain(spec.sources);
-        let source =
-            sources.find(|source| source.plugin.is_some()).ok_or_else(|| ApplicationError::NoPlugin(printable(&name)))?;
-        let both = [("helm", &source.helm), ("kustomize", &source.kustomize), ("directory", &source.directory)];
-        if let Some((field, _)) = both.into_iter().find(|(_, block)| block.is_some()) {
-            return Err(ApplicationError::TwoTools { name: printable(&name), field });
-        }
-        let mut plugin = source.plugin.unwrap_or_default();
-        for text in overrides {
-            let over: Option<Override> =
-                serde_yaml::from_str(text).map_err(|error| ApplicationError::Override(error.to_string()))?;
-            let over = over.unwrap_or_default();
-            let both = [("helm", &over.helm), ("kustomize", &over.kustomize), ("directory", &over.directory)];
-            if let Some((field, _)) = both.into_iter().find(|(_, block)| block.is_some()) {
-                return Err(ApplicationError::TwoTools { name: printable(&name), field });
-            }
-            if let Some(parameters) = over.plugin.and_then(|plugin| plugin.parameters) {
-                plugin.parameters = parameters;
-            }
-        }
-        let parameters = Parameters::read(plugin.parameters).map_err(ApplicationError::Parameters)?;
-        Ok(Self {
-            name,
-            namespace: spec.destination.namespace,
-            project: spec.project,
-            repo_url: source.repo_url,
-            source_path: source.path,
-            target_revision: source.target_revision,
-            parameters,
-            ..Self::default()
         })
     }
 
@@ -328,64 +239,5 @@ mod tests {
         ] {
             assert_eq!(app.expand(text), expected, "{text}");
         }
-    }
-
-    const MANIFEST: &str = "\
-apiVersion: argoproj.io/v1alpha1
-kind: Application
-metadata: {name: web}
-spec:
-  project: default
-  destination: {namespace: dev, server: https://kubernetes.default.svc}
-  source:
-    repoURL: https://git.example.com/x.git
-    path: charts/web
-    targetRevision: main
-    plugin:
-      name: pinion@v1
-      parameters:
-      - {name: helm-value-files, array: [values-dev.yaml]}
-";
-
-    #[test]
-    fn an_application_manifest_is_read() {
-        let app = Application::from_manifest(MANIFEST, &[]).expect("an application").completed_by(application());
-        assert_eq!((app.name.as_str(), app.namespace.as_str(), app.source_path.as_deref()), ("web", "dev", Some("charts/web")));
-        assert_eq!(app.parameters.helm.value_files, ["values-dev.yaml"]);
-        assert_eq!(app.kube_version, "1.36.0");
-        let many =
-            MANIFEST.replace("  source:", "  sources:\n  - {repoURL: x, chart: y}\n  -").replace("\n  -\n    repo", "\n  - repo");
-        assert_eq!(Application::from_manifest(&many, &[]).expect("an application").name, "web");
-    }
-
-    #[test]
-    fn argo_cds_override_files_are_merged() {
-        let over = |text: &str| Application::from_manifest(MANIFEST, &[text.to_owned()]);
-        let replaced = over("plugin: {parameters: [{name: mode, string: locked}]}\n").expect("an application").parameters;
-        assert!(replaced.helm.value_files.is_empty() && replaced.mode == crate::parameters::Mode::Locked);
-        assert_eq!(over("plugin: {env: []}\n").expect("an application").parameters.helm.value_files.len(), 1);
-        assert!(over("").is_ok());
-        assert!(matches!(over("helm: {parameters: []}\n"), Err(ApplicationError::TwoTools { field: "helm", .. })));
-    }
-
-    #[test]
-    fn what_is_no_application_is_named() {
-        let error = |text: &str| Application::from_manifest(text, &[]).expect_err(text);
-        let set = error(&MANIFEST.replace("kind: Application", "kind: ApplicationSet"));
-        assert_eq!(set.to_string(), "the manifest is a `ApplicationSet`, not an `Application`");
-        assert!(set.hint().is_some());
-        assert_eq!(
-            error(&MANIFEST.replace("plugin:", "other:")).to_string(),
-            "Application `web` has no source with a `plugin` block"
-        );
-        let both = error(&MANIFEST.replace("    plugin:", "    helm: {}\n    plugin:"));
-        assert!(matches!(both, ApplicationError::TwoTools { field: "helm", .. }));
-        assert!(matches!(error("a: ["), ApplicationError::Manifest(_)));
-        assert_eq!(
-            error(&format!("{MANIFEST}---\n{MANIFEST}")).to_string(),
-            "the manifest cannot be read: it holds 2 objects, one is expected"
-        );
-        let unknown = error(&MANIFEST.replace("helm-value-files", "helm-valuefiles"));
-        assert_eq!(unknown.to_string(), "unknown parameter `helm-valuefiles`");
     }
 }

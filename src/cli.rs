@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod generate;
+mod manifest;
 pub mod resolve;
 pub mod select;
 pub mod serve;

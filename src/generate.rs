@@ -7,33 +7,44 @@
 //!   ├─ scan, infer      placeholders in them, and the image of each
 //!   ├─ resolve          all questions at once: placeholders and rules
 //!   ├─ run              substituted copies ─▶ helm | kustomize | files ─▶ text
-//!   ├─ scan, resolve    placeholders in the rendered text
 //!   ├─ rewrite          images of rules without targets
-//!   └─ prove            nothing unresolved leaves
+//!   ├─ scan, resolve    placeholders in the rendered text
+//!   ├─ verify           nothing unresolved leaves
+//!   └─ look             which pins stand in the manifests
 //! ```
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 mod answers;
 pub(crate) mod asks;
 pub mod clock;
-mod proof;
+mod known;
+mod verify;
 
 use crate::application::Application;
 use crate::failure::{Failure, Failures};
+use crate::image::printable;
 use crate::manifest::ImagePath;
 use crate::parameters::Mode;
-use crate::pin::{Freshness, Given, Pin};
+use crate::pin::{Freshness, Given, Pin, Usage};
+use crate::placeholder::Scan;
 use crate::registry::TagSource;
 use crate::render::{Plan, RenderError, Tools};
 use crate::resolve::{Question, Resolver};
 use crate::rules::{Reader, Rules, Target};
 use crate::workspace::{Checkout, WorkspaceError};
-use answers::{Answering, substitute};
-use asks::{Text, asks, rule_asks, scan_all};
+use answers::{Answering, misunderstood, substitute};
+use asks::{Ask, Text, asks, rule_asks, scan_all};
 use clock::Clock;
-use proof::{is_empty, prove, unescape_all};
+use known::Known;
+use verify::{is_empty, unescape_all, verify};
+
+/// What stands in place of a placeholder without a pin, when the tool runs only to find further mistakes.
+const NO_TAG: &str = "0.0.0-unresolved";
+
+/// Longest run of the tool after a mistake was found, to find those in the rendered text, too.
+const LONGEST_TRY: Duration = Duration::from_secs(10);
 
 /// What a render gave.
 #[derive(Clone, Debug)]
@@ -56,6 +67,11 @@ impl Generated {
         pins.join(" ")
     }
 
+    /// How many pins are nowhere in the manifests.
+    pub fn unused(&self) -> usize {
+        self.pins.iter().filter(|pin| pin.usage == Usage::Unused).count()
+    }
+
     /// How many pins are not fresh because a registry could not be asked.
     pub fn stale(&self) -> usize {
         self.pins.iter().filter(|pin| matches!(pin.freshness, Freshness::Stale { .. })).count()
@@ -68,7 +84,8 @@ impl Generated {
 ///
 /// # Errors
 ///
-/// All [`Failures`] of the step that failed, each with its place.
+/// All [`Failures`] that can be found, each with its place: also those of the rendered text, as far as the tool runs without the pins
+/// that are missing.
 pub async fn generate<S: TagSource + 'static>(
     checkout: &Checkout,
     application: &Application,
@@ -79,48 +96,115 @@ pub async fn generate<S: TagSource + 'static>(
     clock: &Clock,
 ) -> Result<Generated, Failures> {
     clock.begin("prepare");
-    let rules = read_rules(checkout, application)?;
-    let given = read_given(checkout, application)?;
-    let mut plan = Plan::prepare(checkout, application, tools).await.map_err(|error| render_failure(&error))?;
-    misplaced(&rules, plan.tool())?;
-    let mut answering = Answering::new(application, &rules, given, resolver, deadline);
+    let mut failures = Vec::new();
+    let rules = keep(read_rules(checkout, application), &mut failures);
+    let given = keep(read_given(checkout, application), &mut failures);
+    let mut plan = match Plan::prepare(checkout, application, tools).await {
+        Ok(plan) => plan,
+        Err(error) => return Err(with(failures, render_failure(&error))),
+    };
+    failures.extend(rules.iter().flat_map(|rules| misplaced(rules, plan.tool())));
+    let Inputs { scans, mut asks, failures: found } = Inputs::read(&plan, rules.as_ref());
+    failures.extend(found);
+    asks.extend(rules.iter().flat_map(rule_asks));
+    // Without the record, every placeholder would be told to have none.
+    let Some(given) = given else { return Err(Failures(failures)) };
+    let mut answering = Answering::new(application, rules.as_ref(), given, resolver, deadline);
 
-    let texts: Vec<Text<'_>> = Text::of(&plan);
-    let scans = scan_all(&texts)?;
-    let inferred = plan.images(&scans).map_err(|error| render_failure(&error))?;
-    let mut asks = asks(&rules, &texts, &scans, &inferred)?;
-    asks.extend(rule_asks(&rules));
     clock.begin("lookup");
-    let answers = answering.answer(asks).await?;
+    let (answers, unanswered) = answering.answer(asks, false).await;
+    failures.extend(unanswered);
     clock.begin("tool");
-    let changed = substitute(&scans, &answers);
     let targets = answering.targets(&answers);
+    if !failures.is_empty() {
+        let (told, changed) = (misunderstood(&scans), substitute(&scans, &answers, Some(NO_TAG)));
+        drop(scans);
+        let targets = targets.of(plan.tool());
+        let rendered = tokio::time::timeout(time_to_try(deadline), plan.run(&changed, &targets, tools)).await;
+        if let Ok(Ok(rendered)) = rendered {
+            clock.begin("finish");
+            failures.extend(answering.faults(&rendered, &told).await);
+        }
+        return Err(Failures(failures));
+    }
+    // Where manifests are only put together, their placeholders can wait until the rules have seen them.
+    let is_substituted = !(plan.is_text() && answering.has_rules_for_manifests());
+    let changed = if is_substituted { substitute(&scans, &answers, None) } else { BTreeMap::new() };
     drop(scans);
-
     let rendered = plan.run(&changed, &targets, tools).await.map_err(|error| render_failure(&error))?;
     clock.begin("finish");
+    let mut notes = Vec::new();
     if is_empty(&rendered) {
-        return Err(render_failure(&plan.empty()));
+        notes.push(plan.empty().map_err(|error| render_failure(&error))?);
     }
-
-    let rendered = answering.substitute_rendered(rendered).await?;
-    let (rendered, mut notes) = answering.rewrite(rendered, &answers, image_paths)?;
-    prove(&rendered)?;
+    let rendered = match answering.rewrite(&rendered, &answers, is_substituted, image_paths) {
+        Ok(rewritten) => answering.substitute_rendered(rewritten).await?,
+        // A placeholder in what is no YAML says more.
+        Err(failures) => return Err(answering.substitute_rendered(rendered).await.err().unwrap_or(failures)),
+    };
+    answering.check_given(&rendered)?;
+    verify(&rendered, &answering.pins())?;
     let manifests = unescape_all(rendered);
 
     let idle = application.parameters.of_other_tools(plan.tool());
     notes.extend(
         idle.iter().map(|name| format!("parameter `{name}` has no effect: the application is rendered by `{}`", plan.tool())),
     );
-    notes.extend(rules.notes.iter().cloned());
-    notes.extend(answering.doubts(&manifests));
-    notes.extend(answering.unused());
+    notes.extend(rules.iter().flat_map(|rules| rules.notes.iter().cloned()));
+    let (pins, found) = answering.finish(&manifests);
+    notes.extend(found);
     let is_recalled = plan.is_recalled();
-    Ok(Generated { manifests, pins: answering.pins, tool: plan.tool(), notes, is_recalled })
+    Ok(Generated { manifests, pins, tool: plan.tool(), notes, is_recalled })
+}
+
+/// What the tool reads as data: its placeholders, what they ask, and every mistake in them.
+struct Inputs<'p> {
+    /// One for each of [`Plan::data`].
+    scans: Vec<Option<Scan<'p>>>,
+    asks: Vec<Ask>,
+    failures: Vec<Failure>,
+}
+
+impl<'p> Inputs<'p> {
+    fn read(plan: &'p Plan, rules: Option<&Rules>) -> Self {
+        let texts = Text::of(plan);
+        let (scans, mut failures) = scan_all(&texts);
+        let asks = match plan.images(&scans) {
+            Ok(inferred) => {
+                let (asks, misunderstood) = asks(rules, &texts, &scans, &inferred);
+                failures.extend(misunderstood);
+                asks
+            }
+            Err(error) => {
+                // A file that is no YAML was told already if it holds a placeholder.
+                if failures.is_empty() {
+                    failures.extend(render_failure(&error).0);
+                }
+                Vec::new()
+            }
+        };
+        Self { scans, asks, failures }
+    }
+}
+
+/// What was read, or nothing and its failures.
+fn keep<T>(read: Result<T, Failures>, failures: &mut Vec<Failure>) -> Option<T> {
+    read.map_err(|Failures(found)| failures.extend(found)).ok()
+}
+
+fn with(mut failures: Vec<Failure>, Failures(more): Failures) -> Failures {
+    failures.extend(more);
+    Failures(failures)
+}
+
+/// The time for a run of the tool whose text is only looked through for more mistakes: none of it shall cost the answer.
+fn time_to_try(deadline: Option<Instant>) -> Duration {
+    let left = deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()) / 2);
+    left.min(LONGEST_TRY)
 }
 
 /// Targets that the tool does not have.
-fn misplaced(rules: &Rules, tool: &str) -> Result<(), Failures> {
+fn misplaced(rules: &Rules, tool: &str) -> Vec<Failure> {
     let mut failures = Vec::new();
     for rule in &rules.rules {
         let wanted = match rule.target {
@@ -134,22 +218,70 @@ fn misplaced(rules: &Rules, tool: &str) -> Result<(), Failures> {
             failures.push(Failure::text(format!("rule `{}`", rule.alias), message, Some(hint)));
         }
     }
-    if failures.is_empty() { Ok(()) } else { Err(Failures(failures)) }
+    failures
 }
 
-/// Finds every mistake that can be found without a registry and without running a tool.
+/// Finds every mistake that can be found without a registry and without running a tool. Returns what a person should know beside.
+/// `permits_credentials`: may applications name `env:` and `ext:` credentials?
 ///
 /// # Errors
 ///
 /// All [`Failures`].
-pub async fn check(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<(), Failures> {
-    let rules = read_rules(checkout, application)?;
-    read_given(checkout, application)?;
-    let plan = Plan::prepare(checkout, application, tools).await.map_err(|error| render_failure(&error))?;
-    let texts: Vec<Text<'_>> = Text::of(&plan);
-    let scans = scan_all(&texts)?;
-    let inferred = plan.images(&scans).map_err(|error| render_failure(&error))?;
-    asks(&rules, &texts, &scans, &inferred).map(drop)
+pub async fn check(
+    checkout: &Checkout,
+    application: &Application,
+    tools: &Tools,
+    permits_credentials: bool,
+) -> Result<Vec<String>, Failures> {
+    let mut failures = Vec::new();
+    let rules = keep(read_rules(checkout, application), &mut failures);
+    let given = keep(read_given(checkout, application), &mut failures);
+    let plan = match Plan::prepare(checkout, application, tools).await {
+        Ok(plan) => plan,
+        Err(error) => return Err(with(failures, render_failure(&error))),
+    };
+    let Inputs { mut asks, failures: found, .. } = Inputs::read(&plan, rules.as_ref());
+    failures.extend(found);
+    asks.extend(rules.iter().flat_map(rule_asks));
+    if let (Some(rules), Some(given)) = (&rules, &given) {
+        failures.extend(misplaced(rules, plan.tool()));
+        failures.extend(unread_targets(rules, &plan));
+        failures.extend(unknown_names(given, &asks, &plan));
+    }
+    if !failures.is_empty() {
+        return Err(Failures(failures));
+    }
+    let problem = |ask: &Ask| Some(format!("{}: {}", ask.place, ask.question.access.problem(permits_credentials)?));
+    let idle = application.parameters.of_other_tools(plan.tool());
+    let idle =
+        idle.iter().map(|name| format!("parameter `{name}` has no effect: the application is rendered by `{}`", plan.tool()));
+    Ok(asks.iter().filter_map(problem).chain(idle).collect())
+}
+
+/// Rules whose Helm target is a path that the chart's values do not have and its templates do not read.
+fn unread_targets(rules: &Rules, plan: &Plan) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    for rule in &rules.rules {
+        let Target::Helm(target) = &rule.target else { continue };
+        for path in [&target.name, &target.tag, &target.spec].into_iter().flatten() {
+            if plan.reads_value(path) == Some(false) {
+                let message = format!("the target `{}` is no path of the chart's values", printable(path));
+                let hint = "the image would keep its tag; write the path as `values.yaml` has it, such as `image.tag`".to_owned();
+                failures.push(Failure::text(format!("rule `{}`", rule.alias), message, Some(hint)));
+            }
+        }
+    }
+    failures
+}
+
+/// Names of the parameter `pins` that nothing asks for. Only where all placeholders are in what was read: templates may hold more.
+fn unknown_names(given: &Given, asks: &[Ask], plan: &Plan) -> Vec<Failure> {
+    if plan.may_hold_more() {
+        return Vec::new();
+    }
+    let mut known = Known::default();
+    asks.iter().for_each(|ask| known.add(ask));
+    known.check(given, "")
 }
 
 /// The images that an application asks for before it is rendered, by alias or name, with their last pins. Asks no registry.
@@ -166,10 +298,10 @@ pub async fn survey<S: TagSource + 'static>(
     let rules = read_rules(checkout, application)?;
     let given = read_given(checkout, application)?;
     let plan = Plan::prepare(checkout, application, tools).await.map_err(|error| render_failure(&error))?;
-    let texts = Text::of(&plan);
-    let scans = scan_all(&texts)?;
-    let inferred = plan.images(&scans).map_err(|error| render_failure(&error))?;
-    let mut asks = asks(&rules, &texts, &scans, &inferred)?;
+    let Inputs { mut asks, failures, .. } = Inputs::read(&plan, Some(&rules));
+    if !failures.is_empty() {
+        return Err(Failures(failures));
+    }
     asks.extend(rule_asks(&rules));
     let mut pins = BTreeMap::new();
     for ask in asks {

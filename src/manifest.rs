@@ -4,6 +4,8 @@
 //! Where Kubernetes has a pod template is known from k8s-openapi's types; in other resources (Argo Rollouts, Workflows, Knative) pod
 //! templates are known by their shape.
 
+pub mod sightings;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -55,6 +57,8 @@ pub struct Image {
     pub span: Range<usize>,
     /// Its decoded text.
     pub text: String,
+    /// Does it stand in a pod of Kubernetes' own kinds? Elsewhere another program may read it first.
+    pub is_in_pod: bool,
     style: ScalarStyle,
 }
 
@@ -93,13 +97,13 @@ pub fn documents(text: &str) -> Vec<Document> {
 /// When the text is not YAML.
 pub fn images(text: &str, further: &[ImagePath]) -> Result<Vec<Image>, YamlError> {
     let tree = Tree::parse(text)?;
-    let mut search = Search { tree: &tree, found: BTreeMap::new(), seen: HashMap::new(), further };
+    let mut search = Search { tree: &tree, found: BTreeMap::new(), is_in_pod: false, seen: HashMap::new(), further };
     for root in &tree.roots {
         search.object(*root, 4);
     }
-    let image = |(_, id): (usize, NodeId)| match &tree.node(id).kind {
+    let image = |(_, (id, is_in_pod)): (usize, (NodeId, bool))| match &tree.node(id).kind {
         Kind::Scalar { value, style } if !value.trim().is_empty() => {
-            Some(Image { span: tree.node(id).span.clone(), text: value.trim().to_owned(), style: *style })
+            Some(Image { span: tree.node(id).span.clone(), text: value.trim().to_owned(), is_in_pod, style: *style })
         }
         _ => None,
     };
@@ -108,8 +112,9 @@ pub fn images(text: &str, further: &[ImagePath]) -> Result<Vec<Image>, YamlError
 
 struct Search<'s> {
     tree: &'s Tree<'s>,
-    /// By position, so that an anchor used twice counts once.
-    found: BTreeMap<usize, NodeId>,
+    /// By position, so that an anchor used twice counts once; with [`Image::is_in_pod`].
+    found: BTreeMap<usize, (NodeId, bool)>,
+    is_in_pod: bool,
     /// What was searched, and how deep from there: aliases of aliases lead to the same nodes over and over.
     seen: HashMap<(Step, NodeId), usize>,
     further: &'s [ImagePath],
@@ -146,7 +151,9 @@ impl Search<'_> {
         }
         if let Some(path) = pod_spec(&api_version, &kind) {
             if let Some(spec) = self.tree.at(root, path) {
+                self.is_in_pod = true;
                 self.pod(spec);
+                self.is_in_pod = false;
             }
         } else if !DATA.contains(&kind.as_str()) {
             self.by_shape(root, 64);
@@ -201,7 +208,7 @@ impl Search<'_> {
 
     fn image(&mut self, node: Option<NodeId>) {
         if let Some(id) = node.map(|id| self.tree.follow(id)) {
-            self.found.insert(self.tree.node(id).span.start, id);
+            self.found.entry(self.tree.node(id).span.start).or_insert((id, self.is_in_pod));
         }
     }
 }
@@ -231,24 +238,29 @@ fn pod_spec(api_version: &str, kind: &str) -> Option<&'static [&'static str]> {
     }
 }
 
-/// What [`rewrite`] did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rewritten {
-    pub text: String,
-    /// For each pin, how many images were its repository's.
-    pub matched: Vec<usize>,
+/// Is there an image of this repository?
+pub fn mentions(text: &str, repository: &Repository) -> bool {
+    let name = repository.path().rsplit('/').next().unwrap_or_default();
+    let is_it = |image: &Image| image.text.parse::<Reference>().is_ok_and(|reference| reference.repository == *repository);
+    let mut parts = documents(text).into_iter().map(|document| &text[document.range]).filter(|text| text.contains(name));
+    parts.any(|text| images(text, &[]).is_ok_and(|images| images.iter().any(is_it)))
 }
 
 /// Gives every image of a repository its tag: `pins` are repositories with what follows their name, such as `:1.2` or `:1.2@sha256:…`.
+/// Images that are among `settled` already have the tag that they shall have.
 ///
 /// The registry and repository stay as they are spelled. Documents that don't mention a repository are not even read.
 ///
 /// # Errors
 ///
 /// When a document that mentions a repository is not YAML: the line counts within the whole text.
-pub fn rewrite(text: &str, pins: &[(&Repository, String)], further: &[ImagePath]) -> Result<Rewritten, YamlError> {
+pub fn rewrite(
+    text: &str,
+    pins: &[(&Repository, String)],
+    settled: &[Reference],
+    further: &[ImagePath],
+) -> Result<String, YamlError> {
     let mut edits = Vec::new();
-    let mut matched = vec![0; pins.len()];
     let names: Vec<&str> = pins.iter().map(|(repository, _)| repository.path().rsplit('/').next().unwrap_or_default()).collect();
     for Document { range, above } in documents(text) {
         let content = &text[range.clone()];
@@ -262,7 +274,9 @@ pub fn rewrite(text: &str, pins: &[(&Repository, String)], further: &[ImagePath]
         for image in found {
             let Ok(reference) = image.text.parse::<Reference>() else { continue };
             let Some(pin) = pins.iter().position(|(repository, _)| **repository == reference.repository) else { continue };
-            matched[pin] += 1;
+            if settled.contains(&reference) {
+                continue;
+            }
             let value = format!("{}{}", reference.repository.text(), pins[pin].1);
             let source = &content[image.span.clone()];
             let replaced = match image.style {
@@ -275,22 +289,7 @@ pub fn rewrite(text: &str, pins: &[(&Repository, String)], further: &[ImagePath]
             }
         }
     }
-    Ok(Rewritten { text: splice(text, 0, &edits), matched })
-}
-
-/// The repositories beside which a tag stands anywhere in a text, as in `ghcr.io/acme/web:1.2`.
-pub fn repositories_with_tag(text: &str, tag: &str) -> Vec<Repository> {
-    let suffix = format!(":{tag}");
-    let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':');
-    let ends = |rest: &str| !rest.starts_with(|c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
-    text.match_indices(&suffix)
-        .filter(|(at, _)| ends(&text[at + suffix.len()..]))
-        .filter_map(|(at, _)| {
-            let head = &text[..at];
-            let start = head.char_indices().rev().find(|(_, c)| !part(*c)).map_or(0, |(at, c)| at + c.len_utf8());
-            head[start..].parse().ok()
-        })
-        .collect()
+    Ok(splice(text, 0, &edits))
 }
 
 #[cfg(test)]
@@ -411,13 +410,14 @@ mod tests {
         let text = "# Source: x\n---\napiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - image: \"docker.io/library/nginx:1\" # why\n  - image: &i nginx\n  - image: *i\n  - image: 'other/nginx:1'\n---\n{{ not YAML\n---\nkind: X\n";
         let nginx: Repository = "nginx".parse().expect("an image");
         let unused: Repository = "a/b".parse().expect("an image");
-        let rewritten = rewrite(text, &[(&nginx, ":1.10".into()), (&unused, ":2".into())], &[]).expect("YAML where it matters");
+        let pins = [(&nginx, ":1.10".into()), (&unused, ":2".into())];
         assert_eq!(
-            rewritten.text,
+            rewrite(text, &pins, &[], &[]).expect("YAML where it matters"),
             text.replace("docker.io/library/nginx:1", "docker.io/library/nginx:1.10").replace("&i nginx", "&i nginx:1.10")
         );
-        assert_eq!(rewritten.matched, [2, 0]);
-        let error = rewrite("kind: X\n---\nnginx: [\n", &[(&nginx, ":1".into())], &[]).expect_err("no YAML");
+        let settled = ["nginx:1".parse().expect("a reference")];
+        assert_eq!(rewrite(text, &pins, &settled, &[]).expect("YAML"), text.replace("&i nginx", "&i nginx:1.10"));
+        let error = rewrite("kind: X\n---\nnginx: [\n", &[(&nginx, ":1".into())], &[], &[]).expect_err("no YAML");
         assert!(error.line >= 3, "{error}");
     }
 
@@ -429,12 +429,5 @@ mod tests {
         assert_eq!(all.iter().map(|document| document.above).collect::<Vec<_>>(), [0, 1, 4]);
         assert_eq!(parts, ["a: 1\n", "---\nb: |\n  ---\n", "--- # c\n---x\n"]);
         assert_eq!(parts.concat(), text);
-    }
-
-    #[test]
-    fn a_tag_is_found_beside_its_repositories() {
-        let text = "image: \"ghcr.io/a/b:1.2\"\nargs: [--image=a/c:1.2@sha256:x, a/d:1.20, 'x:1.2']\n";
-        let found: Vec<String> = repositories_with_tag(text, "1.2").iter().map(ToString::to_string).collect();
-        assert_eq!(found, ["ghcr.io/a/b", "docker.io/a/c", "docker.io/library/x"]);
     }
 }

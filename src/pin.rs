@@ -55,6 +55,17 @@ pub enum Freshness {
     Given,
 }
 
+/// Does a pin stand in the manifests that were rendered with it?
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Usage {
+    /// Nothing was rendered with it yet.
+    #[default]
+    Unknown,
+    Used,
+    /// Its tag is nowhere in the manifests: what runs is something else.
+    Unused,
+}
+
 /// A question's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pin {
@@ -68,6 +79,7 @@ pub struct Pin {
     pub listed: Option<Timestamp>,
     /// What each step rejected, when it was chosen.
     pub considered: Option<Considered>,
+    pub usage: Usage,
 }
 
 /// A pin as it is printed for programs: `-o json`, `-o yaml`.
@@ -81,6 +93,9 @@ pub struct Report {
     pub digest: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created: Option<Timestamp>,
+    /// After a render: `used`, or `unused` if the tag is nowhere in the manifests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<&'static str>,
     /// `fresh`, `stale`, `fallback` or `given`.
     pub freshness: &'static str,
     /// Since when a stale pin is known.
@@ -162,6 +177,11 @@ impl Pin {
             tag: self.pinned.tag.to_string(),
             digest: self.pinned.digest.as_ref().map(ToString::to_string),
             created: self.created,
+            state: match self.usage {
+                Usage::Unknown => None,
+                Usage::Used => Some("used"),
+                Usage::Unused => Some("unused"),
+            },
             freshness,
             since,
             reason,
@@ -175,6 +195,8 @@ impl Pin {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Given {
     by_name: BTreeMap<String, Pinned>,
+    /// Those whose name is an image, in any spelling.
+    by_image: BTreeMap<Repository, Pinned>,
     by_question: BTreeMap<(Repository, String), Pinned>,
 }
 
@@ -221,7 +243,10 @@ impl Given {
         }
         let mut given = Self::default();
         for (name, text) in pins {
-            let pinned = text.trim().parse().map_err(|source| GivenError::Pinned { name: printable(name), source })?;
+            let pinned: Pinned = text.trim().parse().map_err(|source| GivenError::Pinned { name: printable(name), source })?;
+            if let Ok(image) = name.parse() {
+                given.by_image.entry(image).or_insert_with(|| pinned.clone());
+            }
             given.by_name.insert(name.clone(), pinned);
         }
         Ok(given)
@@ -248,19 +273,19 @@ impl Given {
         Ok(())
     }
 
-    /// The pin for a question: by alias, by image as it is spelled, by its full name, by image and policy.
+    /// The pin for a question: by alias, by image as it is spelled, by image in any spelling, by image and policy.
     pub fn get(&self, alias: Option<&str>, repository: &Repository, policy: &Policy) -> Option<&Pinned> {
         let named = |name: &str| self.by_name.get(name);
         alias
             .and_then(named)
             .or_else(|| named(repository.text()))
-            .or_else(|| named(&repository.to_string()))
+            .or_else(|| self.by_image.get(repository))
             .or_else(|| self.by_question.get(&(repository.clone(), policy.to_string())))
     }
 
-    /// Names of the parameter `pins` that no rule or image of the application has.
-    pub fn unused(&self, is_used: impl Fn(&str) -> bool) -> Vec<&str> {
-        self.by_name.keys().map(String::as_str).filter(|name| !is_used(name)).collect()
+    /// The names of the parameter `pins` with their pins.
+    pub fn names(&self) -> impl Iterator<Item = (&str, &Pinned)> {
+        self.by_name.iter().map(|(name, pinned)| (name.as_str(), pinned))
     }
 }
 
@@ -295,6 +320,7 @@ mod tests {
             freshness: Freshness::Fresh,
             listed: None,
             considered: None,
+            usage: Usage::Unknown,
         }
     }
 
@@ -337,7 +363,16 @@ mod tests {
         let tag = |alias| given.get(alias, &held.repository, &held.policy).expect("a pin").tag.to_string();
         assert_eq!(tag(Some("web")), "1.2.3");
         assert_eq!(tag(None), "1.0.0");
-        assert_eq!(given.unused(|name| name == "x"), ["web"]);
+        assert_eq!(given.names().map(|(name, _)| name).collect::<Vec<_>>(), ["web"]);
+    }
+
+    #[test]
+    fn an_image_is_held_by_any_of_its_spellings() {
+        for name in ["nginx", "docker.io/nginx", "docker.io/library/nginx", "index.docker.io/library/nginx"] {
+            let given = Given::parameter(&BTreeMap::from([(name.to_owned(), "1.2.3".to_owned())])).expect("pins");
+            let nginx = pin("nginx", "~1", "1.0.0");
+            assert!(given.get(None, &nginx.repository, &nginx.policy).is_some(), "{name}");
+        }
     }
 
     #[test]

@@ -116,6 +116,18 @@ impl Access {
         Self { secret: Some(source.into()) }
     }
 
+    /// Why it cannot be used, as far as that can be told without asking. `is_permitted`: may applications name `env:` and `ext:`?
+    pub fn problem(&self, is_permitted: bool) -> Option<String> {
+        let text = self.source()?;
+        match text.parse::<credential::Source>() {
+            Ok(source) if !is_permitted && source.is_of_the_operator() => {
+                Some(format!("the credential `{source}` cannot be used: {}", credential::NOT_PERMITTED))
+            }
+            Ok(source) => Some(format!("the credential `{source}` cannot be used: {}", source.problem()?)),
+            Err(error) => Some(format!("the credential cannot be used: {error}")),
+        }
+    }
+
     /// The source that the application names, if it names one.
     pub(crate) fn source(&self) -> Option<&str> {
         self.secret.as_deref()

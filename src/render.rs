@@ -20,10 +20,10 @@ use crate::application::Application;
 use crate::image::{Repository, printable};
 use crate::parameters::Choice;
 use crate::placeholder::image::{ImageNotFound, beside_each};
-use crate::placeholder::{Scan, Site};
+use crate::placeholder::{self, Scan, Site};
 use crate::process::{ProcessError, Runner};
 use crate::values::TooManyValues;
-use crate::workspace::{Checkout, WorkspaceError};
+use crate::workspace::{ANY_DEPTH, Checkout, WorkspaceError};
 use crate::yaml::YamlError;
 use memo::Memo;
 
@@ -86,7 +86,7 @@ pub enum RenderError {
     Invalid { what: String, hint: Option<String> },
     #[error(transparent)]
     TooManyValues(#[from] TooManyValues),
-    /// The tool succeeded and wrote nothing: Argo CD would prune everything.
+    /// There are files, and none of them is a manifest.
     #[error("the render gave no manifests{}", passed_over(skipped))]
     Empty { skipped: Vec<String> },
 }
@@ -98,7 +98,7 @@ impl RenderError {
             Self::Process(error) => error.hint(),
             Self::Invalid { hint, .. } => hint.clone(),
             Self::Empty { .. } => {
-                Some("Argo CD would prune the whole application; delete the application if that is meant".into())
+                Some("mend them, or leave them out with `directory-exclude`: Argo CD would prune the whole application".into())
             }
             _ => None,
         }
@@ -145,6 +145,18 @@ pub struct Targets {
     pub kustomize: Vec<String>,
 }
 
+impl Targets {
+    /// Those that a tool has.
+    #[must_use]
+    pub fn of(self, tool: &str) -> Self {
+        let (is_helm, is_kustomize) = (tool == "helm", tool == "kustomize");
+        Self {
+            helm: if is_helm { self.helm } else { Vec::new() },
+            kustomize: if is_kustomize { self.kustomize } else { Vec::new() },
+        }
+    }
+}
+
 /// A render, ready to run.
 #[derive(Debug)]
 pub enum Plan {
@@ -185,6 +197,11 @@ impl Plan {
         }
     }
 
+    /// Is the rendered text that of [`Plan::data`], one after the other?
+    pub fn is_text(&self) -> bool {
+        matches!(self, Self::Directory(_))
+    }
+
     /// Did the text of the last [`Plan::run`] come from the memo?
     pub fn is_recalled(&self) -> bool {
         match self {
@@ -194,11 +211,37 @@ impl Plan {
         }
     }
 
-    /// What came of a render that is empty.
-    pub fn empty(&self) -> RenderError {
+    /// What to say of a render that is empty, which Argo CD itself guards against (`allowEmpty`).
+    ///
+    /// # Errors
+    ///
+    /// [`RenderError::Empty`] when there are files that were probably meant as manifests.
+    pub fn empty(&self) -> Result<String, RenderError> {
         match self {
-            Self::Helm(_) | Self::Kustomize(_) => RenderError::Empty { skipped: Vec::new() },
-            Self::Directory(plan) => RenderError::Empty { skipped: plan.skipped().to_vec() },
+            Self::Directory(plan) if !plan.skipped().is_empty() => Err(RenderError::Empty { skipped: plan.skipped().to_vec() }),
+            plan => {
+                let tool = plan.tool();
+                Ok(format!(
+                    "`{tool}` gave no manifests: automated sync removes everything then only where `allowEmpty: true` is set"
+                ))
+            }
+        }
+    }
+
+    /// Does something read a Helm value with this path, as `--set` writes it? None: there are no values, or they cannot be read.
+    pub fn reads_value(&self, path: &str) -> Option<bool> {
+        match self {
+            Self::Helm(plan) => plan.reads_value(path),
+            _ => None,
+        }
+    }
+
+    /// May the rendered text hold placeholders that are not in [`Plan::data`]?
+    pub fn may_hold_more(&self) -> bool {
+        match self {
+            Self::Helm(plan) => plan.may_hold_more(),
+            Self::Kustomize(plan) => plan.may_hold_more(),
+            Self::Directory(_) => false,
         }
     }
 
@@ -269,6 +312,11 @@ fn lacks_files<T>(result: &Result<T, RenderError>, checkout: &Checkout) -> bool 
     }
 }
 
+/// Is a directory a kustomization or a chart?
+pub fn is_renderable(dir: &Path) -> bool {
+    detect(dir) != Choice::Directory
+}
+
 /// Argo CD's rule: a kustomization, else a chart, else manifests. With both, the kustomization wins.
 fn detect(dir: &Path) -> Choice {
     if kustomize::NAMES.iter().any(|name| dir.join(name).is_file()) {
@@ -297,6 +345,16 @@ fn passed_over(files: &[String]) -> String {
     let lines = files.iter().take(FEW).map(|file| format!("\n  {file}"));
     let rest = (more > 0).then(|| format!("\n  and {more} more"));
     lines.chain(rest).collect()
+}
+
+/// Does a file below a directory hold a placeholder, other than those that are left out? What cannot be read as text does not.
+fn any_placeholder(checkout: &Checkout, dir: &Path, is_left_out: impl Fn(&Path) -> bool) -> bool {
+    let mut found = false;
+    let searched = checkout.files(dir, ANY_DEPTH, &mut |path| {
+        found = found || (!is_left_out(path) && checkout.read(path).is_ok_and(|text| placeholder::is_mentioned(&text)));
+    });
+    // What leads out of the checkout may hold anything.
+    found || searched.is_err()
 }
 
 /// A child's output as text.

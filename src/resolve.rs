@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::failure::chain;
 use crate::image::{Platform, Repository, Tag};
-use crate::pin::{Considered, Freshness, Pin, Pinned};
+use crate::pin::{Considered, Freshness, Pin, Pinned, Usage};
 use crate::policy::{Built, Candidate, Facts, NoMatch, Policy, Selection, Strategy};
 use crate::registry::cache::{Cache, Remembered, is_fresh};
 use crate::registry::store::{Store, StoredPin};
@@ -501,6 +501,7 @@ fn pin(question: &Question, selection: Selection, at: Timestamp, freshness: Fres
         freshness,
         listed: Some(at),
         considered: Some(Considered::from(&selection.funnel)),
+        usage: Usage::Unknown,
     }
 }
 
@@ -513,6 +514,7 @@ fn recall(stored: &StoredPin, question: &Question, freshness: Freshness) -> Pin 
         freshness,
         listed: Some(stored.at),
         considered: stored.considered.clone(),
+        usage: Usage::Unknown,
     }
 }
 
@@ -527,6 +529,7 @@ fn fallback(question: &Question, reason: String) -> Option<Pin> {
         freshness: Freshness::Fallback { reason },
         listed: None,
         considered: None,
+        usage: Usage::Unknown,
     })
 }
 

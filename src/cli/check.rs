@@ -2,18 +2,20 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::Args;
 
-use super::generate::{directory, read_manifest};
+use super::manifest::{ManifestArguments, Rendered, read_manifest};
 use super::{Outcome, configured};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::generate::asks::placeholder_failure;
 use crate::generate::check;
-use crate::placeholder::{PlaceholderError, Scan};
+use crate::image::printable;
+use crate::placeholder::near_miss::{NearMiss, near_miss};
+use crate::placeholder::{PlaceholderError, Scan, image};
 use crate::rules::Reader;
 use crate::workspace::{ANY_DEPTH, Checkout, shown};
+use crate::yaml::{self, Kind, NodeId, Tree};
 
 /// Find mistakes in placeholders and rules; needs no network
 ///
@@ -30,6 +32,9 @@ pub struct Arguments {
     application: Vec<PathBuf>,
 
     #[command(flatten)]
+    manifest: ManifestArguments,
+
+    #[command(flatten)]
     config: config::Raw,
 }
 
@@ -41,6 +46,7 @@ impl Arguments {
     /// [`Failures`], one for each mistake.
     pub async fn run(self) -> anyhow::Result<Outcome> {
         let config = configured(self.config)?;
+        config.registries.credential_problems().iter().for_each(|problem| tracing::warn!("{problem}"));
         let checkout = Checkout::open(&self.dir, None)?;
         let mut failures = Vec::new();
         let mut files = 0;
@@ -62,31 +68,49 @@ impl Arguments {
             }
         })?;
         problem.map_or(Ok(()), Err)?;
+        let mut sources = 0;
         for path in &self.application {
-            let text = std::fs::read_to_string(path).with_context(|| format!("`{}` cannot be read", path.display()))?;
-            match read_manifest(&self.dir, path, &text) {
+            match read_manifest(&self.dir, path, &self.manifest.choices(None)) {
                 Err(Failures(found)) => failures.extend(found),
-                Ok(application) => {
-                    let checkout =
-                        Checkout::open(&directory(self.dir.clone(), &application), application.source_path.as_deref())?;
-                    if let Err(Failures(found)) = check(&checkout, &application, &config.tools).await {
-                        failures.extend(found);
+                Ok(renders) => {
+                    for Rendered { application, checkout: own, .. } in renders {
+                        sources += 1;
+                        match check(&own, &application, &config.tools, config.allow_application_credentials).await {
+                            Ok(notes) => {
+                                notes.iter().for_each(|note| tracing::warn!(application = application.name, "{note}"));
+                            }
+                            Err(Failures(found)) => {
+                                failures.extend(found.into_iter().map(|failure| placed(failure, &own, &checkout, &self.dir)));
+                            }
+                        }
                     }
                 }
             }
         }
         if failures.is_empty() {
-            tracing::info!(files, applications = self.application.len(), "no mistakes found");
+            tracing::info!(files, applications = sources, "no mistakes found");
             return Ok(Outcome::Done);
         }
-        failures.dedup();
         Err(Failures(failures).into())
+    }
+}
+
+/// A failure whose file has the path that the user would write: that of an application counts from its repository's root.
+fn placed(failure: Failure, own: &Checkout, checkout: &Checkout, dir: &Path) -> Failure {
+    let (path, rest) = failure.place.split_once(':').map_or((failure.place.as_str(), ""), |(path, rest)| (path, rest));
+    let file = own.root().join(path);
+    match file.strip_prefix(checkout.root()) {
+        Ok(below) if !path.is_empty() && file.is_file() => {
+            let separator = if rest.is_empty() { "" } else { ":" };
+            Failure { place: format!("{}{separator}{rest}", name(checkout, dir, below)), ..failure }
+        }
+        _ => failure,
     }
 }
 
 /// A file's path as the user would write it.
 fn name(checkout: &Checkout, dir: &Path, path: &Path) -> String {
-    let below = path.strip_prefix(checkout.app()).unwrap_or(path);
+    let Ok(below) = path.strip_prefix(checkout.app()) else { return shown(&checkout.root().join(path)) };
     shown(&if dir == Path::new(".") { below.to_owned() } else { dir.join(below) })
 }
 
@@ -102,7 +126,8 @@ fn check_file(path: &Path, name: &str, text: &str) -> Vec<Failure> {
     let is_template = path.components().any(|part| part.as_os_str() == "templates");
     // What a template writes into a placeholder is known once it is rendered.
     let is_known = |error: &&PlaceholderError| !(is_template && error.source_text.contains("{{"));
-    match Scan::of(text) {
+    let mut failures = near_misses(name, text);
+    failures.extend(match Scan::of(text) {
         Ok(scan) => {
             scan.iter().flat_map(|scan| &scan.errors).filter(is_known).map(|error| placeholder_failure(name, 0, error)).collect()
         }
@@ -116,5 +141,45 @@ fn check_file(path: &Path, name: &str, text: &str) -> Vec<Failure> {
                 .collect()
         }
         Err(error) => vec![placeholder_failure(name, 0, &error)],
+    });
+    failures
+}
+
+/// Text that was probably meant as a placeholder. One without words counts only where an image or a tag is expected.
+fn near_misses(name: &str, text: &str) -> Vec<Failure> {
+    if !(text.contains("$(") || text.contains("${")) {
+        return Vec::new();
     }
+    let failure = |line: usize, column: usize, near: &NearMiss, text: &str| {
+        let message = format!("`{}` is no placeholder", printable(&text[near.range.clone()]));
+        Failure::text(format!("{name}:{line}:{column}"), message, Some(format!("did you mean `{}`?", near.meant)))
+    };
+    if let Ok(tree) = Tree::parse(text) {
+        let parents = tree.parents();
+        let key = |id: NodeId| {
+            let entries = tree.own_entries(parents[id]?);
+            entries.iter().find(|(_, value)| *value == id).and_then(|(key, _)| tree.text(*key))
+        };
+        let scalars = tree.nodes().filter_map(|(id, node)| match &node.kind {
+            Kind::Scalar { value, style } if value.contains('$') => Some((id, node, *style)),
+            _ => None,
+        });
+        let found = scalars.filter_map(|(id, node, style)| {
+            let (value, offsets) = yaml::decode(&text[node.span.clone()], style);
+            let near = near_miss(&value)?;
+            let is_expected = || ["image", "tag", "newTag", "digest"].contains(&key(id).unwrap_or_default());
+            let has_image = || matches!(image::before(&value[..near.range.start]), Ok(Some(_)));
+            let (line, column) = yaml::position(text, node.span.start + offsets[near.range.start]);
+            (!near.is_bare || is_expected() || has_image()).then(|| failure(line, column, &near, &value))
+        });
+        return found.collect();
+    }
+    // A Helm template need not be YAML before it is rendered; and `${…}` without quotes may be what keeps a file from being YAML.
+    let found = text.lines().enumerate().filter_map(|(line, text)| {
+        let near = near_miss(text)?;
+        let has_image = matches!(image::before(&text[..near.range.start]), Ok(Some(_)));
+        let column = yaml::column(text, near.range.start);
+        (!near.is_bare || has_image).then(|| failure(line + 1, column, &near, text))
+    });
+    found.collect()
 }

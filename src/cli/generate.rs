@@ -1,18 +1,20 @@
 //! `pinion generate`: renders an application.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 
+use super::manifest::{ManifestArguments, Rendered, read_manifest};
 use super::{Outcome, client, configured, resolver};
 use crate::application::{Application, PARAMETERS};
 use crate::config;
+use crate::failure::{Failure, Failures};
 use crate::generate::clock::{self, Clock};
-use crate::generate::generate;
-use crate::pin::{self, Freshness, Pin};
+use crate::generate::{Generated, generate};
+use crate::pin::{self, Freshness, Pin, Usage};
 use crate::resolve::neighbour::Neighbour;
 use crate::telemetry::{Hits, Requests};
 use crate::workspace::Checkout;
@@ -25,15 +27,27 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// In Argo CD (as the `generate` command of plugin.yaml) the application comes from the environment: ARGOCD_APP_NAME,
 /// ARGOCD_APP_PARAMETERS and so on. On a laptop or in CI, name a manifest: `pinion generate charts/web --application app.yaml` prints
 /// exactly what Argo CD would get. DIR is only read.
+///
+///     pinion generate . --application apps/web.yaml                       # `source.path` is below DIR
+///     pinion generate . --application apps/web.yaml --source 2            # one of several sources
+///     pinion generate . --application appset.yaml --set env=dev           # one Application of an ApplicationSet
 #[derive(Args, Debug)]
+#[command(verbatim_doc_comment)]
 pub struct Arguments {
     /// The application's directory; or the repository's root, where the manifest's `source.path` is below it
     #[arg(default_value = ".")]
     dir: PathBuf,
 
-    /// An Application manifest that says name, namespace and parameters, instead of the environment
+    /// A manifest that says name, namespace and parameters, instead of the environment: an Application or an ApplicationSet
     #[arg(long, short, value_name = "FILE")]
     application: Option<PathBuf>,
+
+    /// Render only this source of an Application with several: its name, or its number counted from 1 [default: all of Pinion's]
+    #[arg(long, value_name = "NAME|NUMBER", requires = "application")]
+    source: Option<String>,
+
+    #[command(flatten)]
+    manifest: ManifestArguments,
 
     /// Version of the cluster, for charts that ask [default: KUBE_VERSION]
     #[arg(long, value_name = "VERSION")]
@@ -60,85 +74,125 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// [`crate::failure::Failures`], configuration and output errors.
+    /// [`Failures`], configuration and output errors.
     pub async fn run(self) -> anyhow::Result<Outcome> {
-        let clock = Clock::start("start");
+        let started = Clock::start("start");
         let config = configured(self.config)?;
         let environment = Application::from_environment(|name| std::env::var(name).ok());
-        let mut application = match &self.application {
-            None => environment.map_err(|error| error.failures(PARAMETERS))?,
+        let mut renders = match &self.application {
+            None => {
+                let application = environment.map_err(|error| error.failures(PARAMETERS))?;
+                let checkout = Checkout::open(&self.dir, application.source_path.as_deref())?;
+                vec![Rendered { label: String::new(), application, checkout }]
+            }
             Some(path) => {
-                let text = std::fs::read_to_string(path).with_context(|| format!("`{}` cannot be read", path.display()))?;
-                read_manifest(&self.dir, path, &text)?.completed_by(environment.unwrap_or_default())
+                let environment = environment.unwrap_or_default();
+                let mut renders = read_manifest(&self.dir, path, &self.manifest.choices(self.source))?;
+                for render in &mut renders {
+                    render.application = std::mem::take(&mut render.application).completed_by(environment.clone());
+                }
+                renders
             }
         };
-        if let Some(version) = self.kube_version {
-            application.kube_version = version;
-        }
-        if !self.api_versions.is_empty() {
-            application.api_versions = self.api_versions;
-        }
-        let checkout = Checkout::open(&directory(self.dir, &application), application.source_path.as_deref())?;
-        if application.name.is_empty() {
-            // On a laptop, without a manifest: a name that tells something.
-            application.name = checkout.app_dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        }
         let client = client(&config, Requests::default());
         let neighbour =
             Neighbour { socket: config.pins_socket.clone(), configuration: client.configuration(), patience: PATIENCE };
         let resolver = resolver(&config, client, Hits::default(), Some(neighbour));
-        let generated = generate(&checkout, &application, &config.tools, &config.image_paths, &resolver, None, &clock).await?;
-        let parts = clock.parts();
-        for note in &generated.notes {
-            tracing::warn!(application = application.name, "{note}");
+        let (mut failures, mut done) = (Vec::new(), Vec::new());
+        let mut clock = started;
+        for Rendered { label, application, checkout } in &mut renders {
+            if let Some(version) = &self.kube_version {
+                application.kube_version.clone_from(version);
+            }
+            if !self.api_versions.is_empty() {
+                application.api_versions.clone_from(&self.api_versions);
+            }
+            if application.name.is_empty() {
+                // On a laptop, without a manifest: a name that tells something.
+                application.name = checkout.app_dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
+            }
+            match generate(checkout, application, &config.tools, &config.image_paths, &resolver, None, &clock).await {
+                Ok(generated) => {
+                    tell(application, label, &generated, &clock);
+                    done.push((label.clone(), generated));
+                }
+                Err(Failures(found)) => failures.extend(found.into_iter().map(|failure| labelled(label, failure))),
+            }
+            clock = Clock::start("prepare");
         }
+        if !failures.is_empty() {
+            return Err(Failures(failures).into());
+        }
+        let pins: Vec<Pin> = done.iter().flat_map(|(_, generated)| generated.pins.iter().cloned()).collect();
         if let Some(path) = &self.write_pins {
-            std::fs::write(path, pin::lock(&generated.pins))
-                .with_context(|| format!("`{}` cannot be written", path.display()))?;
+            std::fs::write(path, pin::lock(&pins)).with_context(|| format!("`{}` cannot be written", path.display()))?;
         }
         if self.explain {
-            eprint!("{}", table(&generated.pins));
+            for (label, generated) in &done {
+                let title = if label.is_empty() { String::new() } else { format!("{label}\n") };
+                eprint!("{title}{}", table(&generated.pins));
+            }
         }
-        tracing::info!(
-            application = application.name,
-            tool = generated.tool,
-            milliseconds = clock::milliseconds(&parts),
-            stale = generated.stale(),
-            phases = clock::text(&parts),
-            pins = generated.pins_text(),
-            "rendered"
-        );
+        let manifests = joined(done.into_iter().map(|(_, generated)| generated.manifests));
         let mut out = std::io::stdout().lock();
-        out.write_all(generated.manifests.as_bytes()).and_then(|()| out.flush()).context("the manifests cannot be written")?;
+        out.write_all(manifests.as_bytes()).and_then(|()| out.flush()).context("the manifests cannot be written")?;
         Ok(Outcome::Done)
     }
 }
 
-/// The application's directory: the given one, or the source's path below it where a manifest is rendered from the repository's root.
-pub fn directory(dir: PathBuf, application: &Application) -> PathBuf {
-    match &application.source_path {
-        Some(path) if !path.is_empty() && !dir.ends_with(path) && dir.join(path).is_dir() => dir.join(path),
-        _ => dir,
+/// Logs a render, and what a person should know of it.
+fn tell(application: &Application, label: &str, generated: &Generated, clock: &Clock) {
+    let application = if label.is_empty() { application.name.clone() } else { format!("{}, {label}", application.name) };
+    for note in &generated.notes {
+        tracing::warn!(application, "{note}");
     }
+    let parts = clock.parts();
+    tracing::info!(
+        application,
+        tool = generated.tool,
+        milliseconds = clock::milliseconds(&parts),
+        stale = generated.stale(),
+        unused = generated.unused(),
+        phases = clock::text(&parts),
+        pins = generated.pins_text(),
+        "rendered"
+    );
 }
 
-/// The application of a manifest, with the override files that stand in its directory.
-pub fn read_manifest(dir: &Path, path: &Path, text: &str) -> Result<Application, crate::failure::Failures> {
-    let place = path.display().to_string();
-    let read = Application::from_manifest(text, &[]).map_err(|error| error.failures(&place))?;
-    let dir = directory(dir.to_owned(), &read);
-    let names = [".argocd-source.yaml".to_owned(), format!(".argocd-source-{}.yaml", read.name)];
-    let overrides: Vec<String> = names.iter().filter_map(|name| std::fs::read_to_string(dir.join(name)).ok()).collect();
-    Application::from_manifest(text, &overrides).map_err(|error| error.failures(&place))
+/// A failure that says which source it is of.
+fn labelled(label: &str, failure: Failure) -> Failure {
+    let place = match (label, failure.place.as_str()) {
+        ("", place) => place.to_owned(),
+        (label, "") => label.to_owned(),
+        (label, place) => format!("{label}: {place}"),
+    };
+    Failure { place, ..failure }
+}
+
+/// The manifests of several sources as one text.
+fn joined(texts: impl Iterator<Item = String>) -> String {
+    texts.fold(String::new(), |mut all, text| {
+        if !all.is_empty() && !all.ends_with('\n') {
+            all.push('\n');
+        }
+        if !all.is_empty() && !text.is_empty() && !text.starts_with("---") {
+            all.push_str("---\n");
+        }
+        all + &text
+    })
 }
 
 /// The pins as a table: image, policy, tag, and how current it is.
 pub fn table(pins: &[Pin]) -> String {
-    let state = |pin: &Pin| match &pin.freshness {
+    let freshness = |pin: &Pin| match &pin.freshness {
         Freshness::Fresh => "fresh".to_owned(),
         Freshness::Given => "given".to_owned(),
         Freshness::Fallback { reason } => format!("fallback: {reason}"),
         Freshness::Stale { since, reason } => format!("stale since {since:.0}: {reason}"),
+    };
+    let state = |pin: &Pin| match pin.usage {
+        Usage::Unused => format!("unused, {}", freshness(pin)),
+        Usage::Used | Usage::Unknown => freshness(pin),
     };
     let chosen = |pin: &Pin| match &pin.considered {
         Some(considered) => format!("1 of {} ({} permitted)", considered.tags, considered.permitted),

@@ -73,8 +73,17 @@ impl Arguments {
         let selection = match policy.select(&candidates, Timestamp::now()) {
             Ok(selection) => selection,
             Err(no_match) if no_match.missing.is_empty() => {
+                let considered = Considered::from(&no_match.funnel);
                 if self.explain {
-                    eprintln!("{policy}\n{}", Considered::from(&no_match.funnel));
+                    eprintln!("{policy}\n{considered}");
+                }
+                if let Some(tag) = policy.fallback() {
+                    if self.explain {
+                        eprintln!("{:>7} {tag}, the fallback", "=>");
+                    }
+                    tracing::warn!(%tag, reason = %no_match, "using the fallback");
+                    report(self.output, &Pinned { tag: tag.clone(), digest: None }, None, considered)?;
+                    return Ok(Outcome::Done);
                 }
                 eprintln!("error: {}", Failure::new("", &no_match, no_match.hint()));
                 return Ok(Outcome::NoPermittedTag);
@@ -89,14 +98,18 @@ impl Arguments {
             eprintln!("{policy}\n{considered}\n{:>7} {}", "=>", selection.tag);
         }
         let digest = selection.digest.filter(|_| policy.pins_digest());
-        match self.output {
-            Format::Text => write(&format!("{}\n", Pinned { tag: selection.tag, digest }))?,
-            format => {
-                let digest = digest.map(|digest| digest.to_string());
-                print(format, &Report { tag: selection.tag.to_string(), digest, created: selection.created, considered })?;
-            }
-        }
+        report(self.output, &Pinned { tag: selection.tag, digest }, selection.created, considered)?;
         Ok(Outcome::Done)
+    }
+}
+
+/// Prints the winner.
+fn report(format: Format, pinned: &Pinned, created: Option<Timestamp>, considered: Considered) -> anyhow::Result<()> {
+    let Pinned { tag, digest } = pinned;
+    let digest = digest.as_ref().map(ToString::to_string);
+    match format {
+        Format::Text => write(&format!("{pinned}\n")),
+        format => print(format, &Report { tag: tag.to_string(), digest, created, considered }),
     }
 }
 

@@ -157,6 +157,7 @@ impl Arguments {
                 );
             }
         }
+        config.registries.credential_problems().iter().for_each(|problem| tracing::warn!("{problem}"));
         let workers = Counts::default();
         // Before there is a socket: nobody shall wait at it.
         config.tools.templates = if self.helm_workers { runner(&config.tools.helm, &workers).await } else { Runner::Process };
@@ -293,6 +294,7 @@ async fn follow(path: PathBuf, mut known: Option<Vec<u8>>, client: Client) {
         match RegistriesConfig::load(&path) {
             Ok(config) => {
                 tracing::info!(path = %path.display(), "registries.conf has changed and is used from now on");
+                config.credential_problems().iter().for_each(|problem| tracing::warn!("{problem}"));
                 client.replace(config);
             }
             Err(error) => {

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::asks::{Ask, Text, Wants, asks, placeholder_failure, too_many};
+use super::known::Known;
 use crate::application::Application;
 use crate::failure::{Failure, Failures};
-use crate::image::{Repository, printable};
+use crate::image::{Reference, Repository, printable};
+use crate::manifest::sightings::{Sighting, Sought};
 use crate::manifest::{self, Document, ImagePath};
 use crate::parameters::Mode;
-use crate::pin::{Freshness, Given, Pin, Pinned};
+use crate::pin::{Freshness, Given, Pin, Pinned, Usage};
 use crate::placeholder::image::beside_each;
 use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, Scan};
 use crate::registry::TagSource;
@@ -20,19 +22,60 @@ use crate::rules::{Rule, Rules, Target};
 /// What is known while one application is rendered.
 pub(super) struct Answering<'a, S> {
     application: &'a Application,
-    rules: &'a Rules,
+    /// None if they cannot be read.
+    rules: Option<&'a Rules>,
     given: Given,
     resolver: &'a Resolver<S>,
     /// When the caller gives up.
     deadline: Option<Instant>,
-    /// Every question's pin once.
-    pub pins: Vec<Pin>,
-    /// Pins whose image was found beside the placeholder.
-    guesses: Vec<Pin>,
-    /// Names under which a given pin may stand.
-    used: BTreeSet<String>,
-    /// Aliases that placeholders name.
-    mentioned: BTreeSet<String>,
+    /// Every question's pin once, in the order in which they were met.
+    pins: Vec<Asked>,
+    /// Their places in that list, by the question's name.
+    by_name: BTreeMap<String, Vec<usize>>,
+    /// What was asked for: what an entry of the parameter `pins` may name.
+    known: Known,
+}
+
+/// A pin and what asked for it.
+struct Asked {
+    question: Question,
+    pin: Pin,
+    by: Vec<Asker>,
+}
+
+/// A placeholder or a rule that a pin answers.
+#[derive(Clone, PartialEq)]
+enum Asker {
+    /// In what the tool reads: its place and text.
+    Input { place: String, source: String, is_guess: bool },
+    /// In the rendered text, which is substituted directly.
+    Rendered { place: String, is_guess: bool },
+    /// The rule with this place in the list.
+    Rule(usize),
+}
+
+impl Asker {
+    fn of(ask: &Ask, is_rendered: bool) -> Self {
+        let (place, is_guess) = (ask.place.clone(), ask.is_guess);
+        match ask.wants {
+            Wants::Rule(index) => Self::Rule(index),
+            Wants::Placeholder(_) if is_rendered => Self::Rendered { place, is_guess },
+            Wants::Placeholder(_) => Self::Input { place, source: ask.source.clone(), is_guess },
+        }
+    }
+
+    fn is_guess(&self) -> bool {
+        matches!(self, Self::Input { is_guess: true, .. } | Self::Rendered { is_guess: true, .. })
+    }
+}
+
+/// Rendered text with its placeholders and what they ask.
+struct Rendered<'t> {
+    documents: Vec<Document>,
+    /// One for each document.
+    scans: Vec<Option<Scan<'t>>>,
+    asks: Vec<Ask>,
+    failures: Vec<Failure>,
 }
 
 pub(super) type Answers = BTreeMap<Wants, Pin>;
@@ -40,28 +83,32 @@ pub(super) type Answers = BTreeMap<Wants, Pin>;
 impl<'a, S: TagSource + 'static> Answering<'a, S> {
     pub(super) fn new(
         application: &'a Application,
-        rules: &'a Rules,
+        rules: Option<&'a Rules>,
         given: Given,
         resolver: &'a Resolver<S>,
         deadline: Option<Instant>,
     ) -> Self {
-        let (pins, guesses) = (Vec::new(), Vec::new());
-        let (used, mentioned) = (BTreeSet::new(), BTreeSet::new());
-        Self { application, rules, given, resolver, deadline, pins, guesses, used, mentioned }
+        Self {
+            application,
+            rules,
+            given,
+            resolver,
+            deadline,
+            pins: Vec::new(),
+            by_name: BTreeMap::new(),
+            known: Known::default(),
+        }
     }
 
-    /// Given pins first, then the registries. Every failure is reported.
-    pub(super) async fn answer(&mut self, asks: Vec<Ask>) -> Result<Answers, Failures> {
+    /// Given pins first, then the registries. Every failure is reported, and every other answer given.
+    pub(super) async fn answer(&mut self, asks: Vec<Ask>, is_rendered: bool) -> (Answers, Vec<Failure>) {
         let mut answers = Answers::new();
         let mut failures = Vec::new();
         let mut open = Vec::new();
         for ask in asks {
             let needs_digest = ask.form == Form::Digest;
             let Question { repository, policy, .. } = &ask.question;
-            self.used.extend(ask.alias.iter().cloned().chain([repository.text().to_owned(), repository.to_string()]));
-            if let (Wants::Placeholder(_), Some(alias)) = (&ask.wants, &ask.alias) {
-                self.mentioned.insert(alias.clone());
-            }
+            self.known.add(&ask);
             match self.given.get(ask.alias.as_deref(), repository, policy) {
                 Some(pinned) if needs_digest && pinned.digest.is_none() => {
                     let message =
@@ -77,8 +124,9 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                         freshness: Freshness::Given,
                         listed: None,
                         considered: None,
+                        usage: Usage::Unknown,
                     };
-                    self.note(pin.clone(), ask.is_guess);
+                    self.note(&ask, pin.clone(), is_rendered);
                     answers.insert(ask.wants, pin);
                 }
                 None if self.application.parameters.mode == Mode::Locked => {
@@ -90,7 +138,14 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                     let hint = "add it to the parameter `pins` or to the lock file, or set `mode: follow`".to_owned();
                     failures.push(Failure::text(ask.place, message, Some(hint)));
                 }
-                None => open.push(ask),
+                None => match self.answered(&ask.question) {
+                    // One render has one answer to a question, whenever it is asked.
+                    Some(pin) if !needs_digest || pin.pinned.digest.is_some() => {
+                        self.note(&ask, pin.clone(), is_rendered);
+                        answers.insert(ask.wants, pin);
+                    }
+                    _ => open.push(ask),
+                },
             }
         }
         let questions: Vec<Question> = open.iter().map(|ask| ask.question.clone()).collect();
@@ -99,11 +154,12 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
             match pin {
                 Ok(pin) if ask.form == Form::Digest && pin.pinned.digest.is_none() => {
                     let message =
-                        format!("{}a digest is wanted here, and the fallback `{}` has none", quoted(&ask.source), pin.pinned);
-                    failures.push(Failure::text(ask.place, message, None));
+                        format!("{}a digest is wanted here, and the pin `{}` has none", quoted(&ask.source), pin.pinned);
+                    let hint = "let the policy pin it: `--with-digest` in a placeholder, `withDigest` in a rule".to_owned();
+                    failures.push(Failure::text(ask.place, message, Some(hint)));
                 }
                 Ok(pin) => {
-                    self.note(pin.clone(), ask.is_guess);
+                    self.note(&ask, pin.clone(), is_rendered);
                     answers.insert(ask.wants, pin);
                 }
                 Err(error) => {
@@ -113,23 +169,40 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                 }
             }
         }
-        if failures.is_empty() { Ok(answers) } else { Err(Failures(failures)) }
+        (answers, failures)
     }
 
-    fn note(&mut self, pin: Pin, is_guess: bool) {
-        let is_known = |known: &Pin| (&known.repository, &known.pinned.tag) == (&pin.repository, &pin.pinned.tag);
-        if is_guess && !self.guesses.iter().any(is_known) {
-            self.guesses.push(pin.clone());
+    /// What a question was answered before, if not by a given pin: that may be another alias's.
+    fn answered(&self, question: &Question) -> Option<Pin> {
+        let pins = self.by_name.get(&question.name())?.iter().map(|index| &self.pins[*index]);
+        let mut same = pins.filter(|asked| asked.question == *question && asked.pin.freshness != Freshness::Given);
+        same.next().map(|asked| Pin { repository: question.repository.clone(), ..asked.pin.clone() })
+    }
+
+    fn note(&mut self, ask: &Ask, pin: Pin, is_rendered: bool) {
+        let asker = Asker::of(ask, is_rendered);
+        let named = self.by_name.entry(ask.question.name()).or_default();
+        let is_same = |index: &&usize| {
+            let known: &Asked = &self.pins[**index];
+            known.question == ask.question && known.pin.pinned == pin.pinned
+        };
+        match named.iter().find(is_same).copied() {
+            Some(index) => self.pins[index].by.push(asker),
+            None => {
+                named.push(self.pins.len());
+                self.pins.push(Asked { question: ask.question.clone(), pin, by: vec![asker] });
+            }
         }
-        if self.pins.iter().all(|known| (&known.repository, &known.policy) != (&pin.repository, &pin.policy)) {
-            self.pins.push(pin);
-        }
+    }
+
+    fn rules(&self) -> &'a [Rule] {
+        self.rules.map_or(&[], |rules| &rules.rules)
     }
 
     /// What rules with targets give to the tool.
     pub(super) fn targets(&self, answers: &Answers) -> Targets {
         let mut targets = Targets::default();
-        for (index, rule) in self.rules.rules.iter().enumerate() {
+        for (index, rule) in self.rules().iter().enumerate() {
             let Some(pin) = answers.get(&Wants::Rule(index)) else { continue };
             let name = pin.repository.text();
             match &rule.target {
@@ -148,66 +221,92 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
     }
 
     /// Resolves what the rendered text still holds: templates, plain YAML, any string scalar.
+    ///
+    /// # Errors
+    ///
+    /// All faulty placeholders, and all that could not be resolved.
     pub(super) async fn substitute_rendered(&mut self, rendered: String) -> Result<String, Failures> {
         if !rendered.contains("(pin") {
             return Ok(rendered);
         }
-        let documents = manifest::documents(&rendered);
-        let mut scans = Vec::new();
-        let mut names = Vec::new();
-        let mut failures = Vec::new();
+        let Rendered { documents, scans, asks, mut failures } = self.scan_rendered(&rendered);
+        let (answers, unanswered) = self.answer(asks, true).await;
+        failures.extend(unanswered);
+        if !failures.is_empty() {
+            return Err(Failures(failures));
+        }
+        let mut changed = substitute(&scans, &answers, None);
+        let text = |(index, document): (usize, &Document)| {
+            changed.remove(&index).unwrap_or_else(|| rendered[document.range.clone()].to_owned())
+        };
+        Ok(documents.iter().enumerate().map(text).collect())
+    }
+
+    /// The mistakes in rendered text, also of placeholders that cannot be resolved. Those whose text is among `told` stand in what the
+    /// tool has read, and are told already.
+    pub(super) async fn faults(&mut self, rendered: &str, told: &BTreeSet<String>) -> Vec<Failure> {
+        if !rendered.contains("(pin") {
+            return Vec::new();
+        }
+        let Rendered { asks, mut failures, .. } = self.scan_rendered(rendered);
+        failures.retain(|failure| told.iter().all(|source| !failure.message.starts_with(&format!("`{source}`: "))));
+        failures.extend(self.answer(asks, true).await.1);
+        failures
+    }
+
+    fn scan_rendered<'t>(&self, rendered: &'t str) -> Rendered<'t> {
+        let documents = manifest::documents(rendered);
+        let (mut scans, mut names, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         let mut count = 0;
         for Document { range, above } in &documents {
             let name = origin(&rendered[range.clone()]);
-            match Scan::of(&rendered[range.clone()]) {
-                Ok(mut scan) => {
-                    if let Some(scan) = &mut scan {
-                        count += scan.placeholders.len();
-                        failures.extend(scan.errors.iter().map(|error| placeholder_failure(&name, *above, error)));
-                        scan.placeholders.iter_mut().for_each(|placeholder| placeholder.line += *above);
-                    }
-                    scans.push(scan);
-                }
-                Err(error) => failures.push(placeholder_failure(&name, *above, &error)),
-            }
+            let scan = Scan::of(&rendered[range.clone()]).unwrap_or_else(|error| {
+                failures.push(placeholder_failure(&name, *above, &error));
+                None
+            });
+            let scan = scan.map(|mut scan| {
+                count += scan.placeholders.len();
+                failures.extend(scan.errors.iter().map(|error| placeholder_failure(&name, *above, error)));
+                scan.placeholders.iter_mut().for_each(|placeholder| placeholder.line += *above);
+                scan
+            });
+            scans.push(scan);
             names.push(name);
             if count > MAX_PLACEHOLDERS {
-                break;
+                failures.extend(too_many(count));
+                return Rendered { documents, scans, asks: Vec::new(), failures };
             }
-        }
-        failures.extend(too_many(count));
-        if !failures.is_empty() {
-            return Err(Failures(failures));
         }
         let texts: Vec<Text<'_>> = documents
             .iter()
             .zip(&names)
             .map(|(document, name)| Text { name, text: &rendered[document.range.clone()], is_raw: false })
             .collect();
-        let asks = asks(self.rules, &texts, &scans, &beside_each(&scans))?;
-        let answers = self.answer(asks).await?;
-        let mut changed = substitute(&scans, &answers);
-        Ok(texts.iter().enumerate().map(|(index, text)| changed.remove(&index).unwrap_or_else(|| text.text.to_owned())).collect())
+        let (asks, misunderstood) = asks(self.rules, &texts, &scans, &beside_each(&scans));
+        failures.extend(misunderstood);
+        Rendered { documents, scans, asks, failures }
     }
 
-    /// Rewrites the images of rules without targets, and notes rules that met no image.
+    /// Rewrites the images of rules without targets. Placeholders that the text still holds stay. Where those of what the tool read are
+    /// substituted, images with one of their tags stay, too: a placeholder is written for its place, a rule for any.
+    ///
+    /// # Errors
+    ///
+    /// Rules that contradict each other; a document that mentions an image and is no YAML.
     pub(super) fn rewrite(
         &self,
-        rendered: String,
+        rendered: &str,
         answers: &Answers,
+        is_substituted: bool,
         further: &[ImagePath],
-    ) -> Result<(String, Vec<String>), Failures> {
+    ) -> Result<String, Failures> {
         let rules: Vec<(&Rule, &Pin)> = self
-            .rules
-            .rules
+            .rules()
             .iter()
             .enumerate()
             .filter(|(_, rule)| rule.target == Target::Manifests)
             .filter_map(|(index, rule)| Some((rule, answers.get(&Wants::Rule(index))?)))
             .collect();
-        if rules.is_empty() {
-            return Ok((rendered, Vec::new()));
-        }
         for (index, (rule, pin)) in rules.iter().enumerate() {
             let other = rules[..index].iter().find(|(other, _)| other.repository == rule.repository);
             if let Some((other, _)) = other.filter(|(_, other)| other.pinned != pin.pinned) {
@@ -217,40 +316,126 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                 return Err(Failure::text("", message, Some(hint)).into());
             }
         }
+        if rules.is_empty() {
+            return Ok(rendered.to_owned());
+        }
         let pins: Vec<(&Repository, String)> =
             rules.iter().map(|(rule, pin)| (&rule.repository, format!(":{}", pin.pinned))).collect();
-        let rewritten = manifest::rewrite(&rendered, &pins, further)
-            .map_err(|error| Failure::text(RENDERED, format!("cannot be read as YAML: {error}"), None))?;
-        let is_unused = |rule: &Rule, count: usize| count == 0 && !self.mentioned.contains(&rule.alias);
-        let unmatched = rules.iter().zip(&rewritten.matched).filter(|((rule, _), count)| is_unused(rule, **count));
-        let notes = unmatched.map(|((rule, _), _)| {
-            format!("rule `{}`: no image `{}` stands in the rendered manifests", rule.alias, rule.repository)
-        });
-        Ok((rewritten.text, notes.collect()))
+        let settled = answers.iter().filter(|(wants, _)| is_substituted && matches!(wants, Wants::Placeholder(_)));
+        let settled: Vec<Reference> = settled.flat_map(|(_, pin)| references(pin)).collect();
+        manifest::rewrite(rendered, &pins, &settled, further)
+            .map_err(|error| Failure::text(RENDERED, format!("cannot be read as YAML: {error}"), None).into())
     }
 
-    /// Guesses that the rendered text speaks against.
-    pub(super) fn doubts(&self, manifests: &str) -> Vec<String> {
-        let doubt = |pin: &Pin| {
-            let beside = manifest::repositories_with_tag(manifests, pin.pinned.tag.as_str());
-            let is_wrong = !beside.is_empty() && !beside.contains(&pin.repository);
-            let others: BTreeSet<String> = beside.iter().map(ToString::to_string).collect();
-            is_wrong.then(|| {
-                let others = others.into_iter().collect::<Vec<_>>().join(", ");
-                format!("tag `{}` was chosen for `{}` but stands beside `{others}` in the manifests: name the image in the placeholder", pin.pinned.tag, pin.repository)
-            })
-        };
-        let doubts: BTreeSet<String> = self.guesses.iter().filter_map(doubt).collect();
-        doubts.into_iter().collect()
+    /// Entries of the parameter `pins` that hold nothing.
+    ///
+    /// # Errors
+    ///
+    /// One for each, with the names that exist.
+    pub(super) fn check_given(&self, manifests: &str) -> Result<(), Failures> {
+        let failures = self.known.check(&self.given, manifests);
+        if failures.is_empty() { Ok(()) } else { Err(Failures(failures)) }
     }
 
-    pub(super) fn unused(&self) -> Vec<String> {
-        let unused = self.given.unused(|name| self.used.contains(name));
-        unused
-            .into_iter()
-            .map(|name| format!("parameter `pins`: `{}` is no image or alias of this application", printable(name)))
-            .collect()
+    /// Are there rules that rewrite images wherever they are?
+    pub(super) fn has_rules_for_manifests(&self) -> bool {
+        self.rules().iter().any(|rule| rule.target == Target::Manifests)
     }
+
+    /// Every pin so far.
+    pub(super) fn pins(&self) -> Vec<&Pin> {
+        self.pins.iter().map(|asked| &asked.pin).collect()
+    }
+
+    /// The pins, each looked for in the manifests, and what a person should know of them.
+    pub(super) fn finish(self, manifests: &str) -> (Vec<Pin>, Vec<String>) {
+        let sought: Vec<Sought<'_>> = self.pins.iter().map(|asked| sought(&asked.pin)).collect();
+        let sightings = manifest::sightings::sightings(manifests, &sought);
+        let mut notes = self.precedence();
+        let mut pins = Vec::new();
+        for (asked, sighting) in self.pins.iter().zip(&sightings) {
+            let is_placed = asked.by.iter().any(|asker| matches!(asker, Asker::Rendered { .. }));
+            let usage = if is_placed || sighting.is_found() { Usage::Used } else { Usage::Unused };
+            if usage == Usage::Unused {
+                notes.push(self.unused(asked, sighting));
+            } else if asked.by.iter().any(Asker::is_guess) && !sighting.is_beside_own && !sighting.others.is_empty() {
+                let others = sighting.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+                let Pin { repository, pinned, .. } = &asked.pin;
+                notes.push(format!(
+                    "tag `{}` was chosen for `{repository}` but stands beside `{others}` in the manifests: name the image in the placeholder",
+                    pinned.tag
+                ));
+            }
+            pins.push(Pin { usage, ..asked.pin.clone() });
+        }
+        (pins, notes)
+    }
+
+    /// Says where a pin that is nowhere in the manifests should have gone.
+    fn unused(&self, asked: &Asked, sighting: &Sighting) -> String {
+        let Pin { repository, pinned, .. } = &asked.pin;
+        let other_tags: Vec<String> = sighting.other_tags.iter().take(3).map(|tag| format!("`{tag}`")).collect();
+        let instead =
+            if other_tags.is_empty() { String::new() } else { format!(", which have the image with {}", other_tags.join(", ")) };
+        let nowhere = format!("`{repository}:{pinned}` is nowhere in the rendered manifests{instead}");
+        match &asked.by[0] {
+            Asker::Input { place, source, .. } => format!("{place}: `{}`: the pin {nowhere}", printable(source)),
+            Asker::Rendered { place, .. } => format!("{place}: the pin {nowhere}"),
+            Asker::Rule(index) => {
+                let rule = &self.rules()[*index];
+                let why = match &rule.target {
+                    Target::Manifests => "no image of that name is there".to_owned(),
+                    Target::Kustomize(name) => format!("no image `{}` is there", printable(name)),
+                    Target::Helm(target) => {
+                        let paths = [&target.name, &target.tag, &target.spec].into_iter().flatten();
+                        let paths: Vec<String> = paths.map(|path| format!("`{}`", printable(path))).collect();
+                        format!("does the chart use {}?", paths.join(" and "))
+                    }
+                };
+                format!("rule `{}`: the pin {nowhere}: {why}", rule.alias)
+            }
+        }
+    }
+
+    /// Where a placeholder goes before a rule without target for the same image.
+    fn precedence(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        for asked in &self.pins {
+            let rule = asked.by.iter().find_map(|asker| match asker {
+                Asker::Rule(index) => Some(&self.rules()[*index]).filter(|rule| rule.target == Target::Manifests),
+                _ => None,
+            });
+            let Some(rule) = rule else { continue };
+            let others = self
+                .pins
+                .iter()
+                .filter(|other| other.pin.repository == asked.pin.repository && other.pin.pinned != asked.pin.pinned);
+            for other in others {
+                let place = other.by.iter().find_map(|asker| match asker {
+                    Asker::Input { place, .. } | Asker::Rendered { place, .. } => Some(place),
+                    Asker::Rule(_) => None,
+                });
+                let Some(place) = place else { continue };
+                notes.push(format!(
+                    "rule `{}` gives `{}` the tag `{}`, but not where a placeholder stands: {place} gives `{}`",
+                    rule.alias, asked.pin.repository, asked.pin.pinned, other.pin.pinned
+                ));
+            }
+        }
+        notes
+    }
+}
+
+/// The references that a placeholder's pin may have become.
+fn references(pin: &Pin) -> [Reference; 2] {
+    let Pinned { tag, digest } = pin.pinned.clone();
+    let whole = Reference { repository: pin.repository.clone(), tag: Some(tag), digest };
+    let by_digest = Reference { tag: whole.digest.is_none().then(|| pin.pinned.tag.clone()), ..whole.clone() };
+    [whole, by_digest]
+}
+
+fn sought(pin: &Pin) -> Sought<'_> {
+    Sought { repository: &pin.repository, tag: &pin.pinned.tag, digest: pin.pinned.digest.as_ref() }
 }
 
 pub(super) const RENDERED: &str = "rendered manifests";
@@ -265,16 +450,24 @@ fn quoted(source: &str) -> String {
     if source.is_empty() { String::new() } else { format!("`{}`: ", printable(source)) }
 }
 
-/// The texts with each placeholder's pin in its place, by the number of the text; those that stay as they are left out.
-pub(super) fn substitute(scans: &[Option<Scan<'_>>], answers: &Answers) -> BTreeMap<usize, String> {
+/// The texts of placeholders that cannot be understood, as they are told.
+pub(super) fn misunderstood(scans: &[Option<Scan<'_>>]) -> BTreeSet<String> {
+    scans.iter().flatten().flat_map(|scan| &scan.errors).map(|error| error.source_text.clone()).collect()
+}
+
+/// The texts with each placeholder's pin in its place, by the number of the text; those that stay as they are left out. What has no pin
+/// stays too, unless there is something to put in its place.
+pub(super) fn substitute(scans: &[Option<Scan<'_>>], answers: &Answers, other: Option<&str>) -> BTreeMap<usize, String> {
     let mut changed = BTreeMap::new();
     for (data, scan) in scans.iter().enumerate() {
         let Some(scan) = scan else { continue };
         let value = |(index, placeholder): (usize, &Placeholder)| {
-            let Pinned { digest, .. } = &answers.get(&Wants::Placeholder((data, index)))?.pinned;
-            Some(match (placeholder.form, digest) {
+            let Some(Pin { pinned, .. }) = answers.get(&Wants::Placeholder((data, index))) else {
+                return other.map(str::to_owned);
+            };
+            Some(match (placeholder.form, &pinned.digest) {
                 (Form::Digest, Some(digest)) => digest.to_string(),
-                _ => answers[&Wants::Placeholder((data, index))].pinned.to_string(),
+                _ => pinned.to_string(),
             })
         };
         let values: Vec<Option<String>> = scan.placeholders.iter().enumerate().map(value).collect();

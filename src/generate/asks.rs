@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::failure::{Failure, Failures, chain};
+use crate::failure::{Failure, chain};
 use crate::image::{Repository, printable};
 use crate::placeholder::image::{self as placeholder_image, ImageNotFound};
-use crate::placeholder::words::Target as Meaning;
+use crate::placeholder::words::Target;
 use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, Scan, Site};
 use crate::policy::Policy;
 use crate::registry::Access;
@@ -34,8 +34,8 @@ impl<'a> Text<'a> {
     }
 }
 
-/// Scans every text; mistakes of all of them come back together.
-pub(super) fn scan_all<'t>(texts: &[Text<'t>]) -> Result<Vec<Option<Scan<'t>>>, Failures> {
+/// Scans every text, and finds the mistakes of all of them. A text that cannot be read has no scan.
+pub(super) fn scan_all<'t>(texts: &[Text<'t>]) -> (Vec<Option<Scan<'t>>>, Vec<Failure>) {
     let mut failures = Vec::new();
     let mut scans = Vec::new();
     let mut count = 0;
@@ -48,14 +48,18 @@ pub(super) fn scan_all<'t>(texts: &[Text<'t>]) -> Result<Vec<Option<Scan<'t>>>, 
                 count += found;
                 scans.push(scan);
             }
-            Err(error) => failures.push(text.failure(&error)),
+            Err(error) => {
+                failures.push(text.failure(&error));
+                scans.push(None);
+            }
         }
         if count > MAX_PLACEHOLDERS {
             break;
         }
     }
     failures.extend(too_many(count));
-    if failures.is_empty() { Ok(scans) } else { Err(Failures(failures)) }
+    scans.resize_with(texts.len(), || None);
+    (scans, failures)
 }
 
 /// The failure of a render with more placeholders than one may hold.
@@ -98,13 +102,14 @@ fn infer(inferred: &Images, site: Site, placeholder: &Placeholder) -> Option<Res
     })
 }
 
-/// What the placeholders of some texts ask, with every image that could not be found.
+/// What the placeholders of some texts ask, and every one of them that says nothing that can be asked. Without rules, because they
+/// cannot be read, nothing is known of aliases.
 pub(super) fn asks(
-    rules: &Rules,
+    rules: Option<&Rules>,
     texts: &[Text<'_>],
     scans: &[Option<Scan<'_>>],
     inferred: &Images,
-) -> Result<Vec<Ask>, Failures> {
+) -> (Vec<Ask>, Vec<Failure>) {
     let mut asks = Vec::new();
     let mut failures = Vec::new();
     for (data, scan) in scans.iter().enumerate() {
@@ -115,7 +120,8 @@ pub(super) fn asks(
             let place =
                 if texts[data].is_raw { texts[data].name.to_owned() } else { format!("{}:{line}:{column}", texts[data].name) };
             let Some(image) = infer(inferred, site, placeholder) else { continue };
-            match meaning(rules, placeholder, image) {
+            let Some(meaning) = meaning(rules, placeholder, image) else { continue };
+            match meaning {
                 Ok((question, alias, is_guess)) => {
                     let source = placeholder.source.clone();
                     let form = placeholder.form;
@@ -128,45 +134,62 @@ pub(super) fn asks(
             }
         }
     }
-    if failures.is_empty() { Ok(asks) } else { Err(Failures(failures)) }
+    (asks, failures)
 }
 
-/// A placeholder's question, its alias, and whether its image is a guess.
+/// A placeholder's question, its alias, and whether its image is a guess; or what is wrong with it, and what to do.
+type Meaning = Result<(Question, Option<String>, bool), (String, String)>;
+
+/// What a placeholder asks. None if that is a rule's business, and the rules are not known.
 fn meaning(
-    rules: &Rules,
+    rules: Option<&Rules>,
     placeholder: &Placeholder,
     inferred: Result<(Repository, bool), ImageNotFound>,
-) -> Result<(Question, Option<String>, bool), (String, String)> {
+) -> Option<Meaning> {
     match &placeholder.spec.target {
-        Meaning::Rule(alias) => match rules.get(alias) {
+        Target::Rule(alias) => rules.map(|rules| match rules.get(alias) {
             Some(rule) => Ok((rule_question(rule), Some(alias.clone()), false)),
             None => {
                 let known: Vec<String> = rules.rules.iter().map(|rule| rule.alias.clone()).collect();
                 Err((format!("unknown alias `{}`", printable(alias)), rules::aliases_hint(&known)))
             }
-        },
-        Meaning::Image { repository, policy } => {
-            let glued = || {
-                let hint = "let the placeholder be the whole tag: `--allow-tags` and `--extract` choose among tags with a prefix or suffix";
-                ("with the text around it, the tag would not be the one that is chosen".to_owned(), hint.to_owned())
-            };
-            if placeholder.names_no_image() && placeholder.is_touched {
-                return Err(glued());
-            }
-            let (repository, is_guess) = match repository {
-                Some(repository) => (repository.clone(), false),
-                None => inferred.map_err(|error| (error.to_string(), error.hint()))?,
-            };
-            if is_guess && !placeholder.is_alone {
-                return Err(glued());
-            }
-            if placeholder.form == Form::Digest && !policy.pins_digest() {
-                let hint = "add `--with-digest`, or follow a tag with `digest TAG`".to_owned();
-                return Err(("a digest is wanted here, and the policy gives none".into(), hint));
-            }
-            Ok((question(repository, policy, placeholder.spec.pull_secret.as_deref()), None, is_guess))
-        }
+        }),
+        Target::Image { repository, policy } => Some(image_meaning(placeholder, repository.as_ref(), policy, inferred)),
     }
+}
+
+fn image_meaning(
+    placeholder: &Placeholder,
+    repository: Option<&Repository>,
+    policy: &Policy,
+    inferred: Result<(Repository, bool), ImageNotFound>,
+) -> Meaning {
+    let glued = || {
+        let hint =
+            "let the placeholder be the whole tag: `--allow-tags` and `--extract` choose among tags with a prefix or suffix";
+        ("with the text around it, the tag would not be the one that is chosen".to_owned(), hint.to_owned())
+    };
+    if placeholder.names_no_image() && placeholder.is_touched {
+        return Err(glued());
+    }
+    let (repository, is_guess) = match repository {
+        Some(repository) => (repository.clone(), false),
+        None => inferred.map_err(|error| {
+            let hint = error.hint();
+            // Kubernetes replaces `$(NAME)` in commands and arguments.
+            let is_variable = placeholder.source == "$(pin)";
+            let hint = if is_variable { format!("{hint}; a variable `pin` is written `$$(pin)`") } else { hint };
+            (error.to_string(), hint)
+        })?,
+    };
+    if is_guess && !placeholder.is_alone {
+        return Err(glued());
+    }
+    if placeholder.form == Form::Digest && !policy.pins_digest() {
+        let hint = "add `--with-digest`, or follow a tag with `digest TAG`".to_owned();
+        return Err(("a digest is wanted here, and the policy gives none".into(), hint));
+    }
+    Ok((question(repository, policy, placeholder.spec.pull_secret.as_deref()), None, is_guess))
 }
 
 fn question(repository: Repository, policy: &Policy, pull_secret: Option<&str>) -> Question {

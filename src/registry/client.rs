@@ -19,8 +19,8 @@ use reqwest::Method;
 use tokio::time::Instant;
 
 use super::config::{RegistriesConfig, Route};
-use super::credential::Source;
 use super::credential::docker::DockerConfig;
+use super::credential::{NOT_PERMITTED, Source};
 use super::error::{Because, RegistryError};
 use super::guard::{HostPattern, Refusal};
 use super::metadata::ACCEPT;
@@ -141,10 +141,7 @@ impl Client {
                 Ok(source) if self.may_use(&source) => {
                     (format!("application/{source}"), Origin::Source { source, hidden: hidden() })
                 }
-                Ok(source) => (
-                    format!("application/{source}"),
-                    Origin::Unusable(Because::cause("applications may not name `env:` and `ext:`; the operator can allow it")),
-                ),
+                Ok(source) => (format!("application/{source}"), Origin::Unusable(Because::cause(NOT_PERMITTED))),
                 Err(error) => ("application/unusable".to_owned(), Origin::Unusable(Arc::new(error))),
             };
         }
@@ -163,10 +160,7 @@ impl Client {
     }
 
     fn may_use(&self, source: &Source) -> bool {
-        match source {
-            Source::Variable(_) | Source::Script(_) => self.shared.limits.allow_application_credentials,
-            Source::Secret { .. } | Source::PullSecret { .. } => true,
-        }
+        !source.is_of_the_operator() || self.shared.limits.allow_application_credentials
     }
 
     /// Puts a question together.

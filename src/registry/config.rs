@@ -235,6 +235,15 @@ impl RegistriesConfig {
         Some(Route { path: below(&endpoint, repository.path()), detour: false, endpoint })
     }
 
+    /// Credentials that cannot work, as far as that can be told without asking: one text for each.
+    pub fn credential_problems(&self) -> Vec<String> {
+        let problem = |entry: &Arc<Endpoint>| {
+            let source = entry.credentials.as_ref()?;
+            Some(format!("registry `{}`: the credential `{source}` cannot be used: {}", entry.name, source.problem()?))
+        };
+        self.entries.iter().filter_map(problem).collect()
+    }
+
     /// The variables that hold credentials, which no child needs to see.
     pub(super) fn credential_variables(&self) -> Vec<String> {
         let variable = |entry: &Arc<Endpoint>| match &entry.credentials {

@@ -84,6 +84,9 @@ pub(super) fn basic(user: &Secret, password: &Secret) -> HeaderValue {
     value
 }
 
+/// Why credentials in Kubernetes' secrets do not work.
+const NO_KUBERNETES: &str = "this version does not read Kubernetes secrets: use `env:`, `ext:` or docker's config.json";
+
 /// Where a credential comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
@@ -161,7 +164,37 @@ impl fmt::Display for Source {
     }
 }
 
+/// Why an application cannot use the operator's kinds of credentials.
+pub(super) const NOT_PERMITTED: &str =
+    "applications may not name `env:` and `ext:`; the operator can allow it with `--allow-application-credentials`";
+
 impl Source {
+    /// Does it read Pinion's own environment or files?
+    pub fn is_of_the_operator(&self) -> bool {
+        matches!(self, Self::Variable(_) | Self::Script(_))
+    }
+
+    /// Why it cannot yield a credential, as far as that can be told without reading it: for operators, before the first 401.
+    pub fn problem(&self) -> Option<String> {
+        match self {
+            Self::Variable(name) => match std::env::var(name) {
+                Err(std::env::VarError::NotPresent) => Some(format!("the environment variable `{name}` is not set")),
+                Err(std::env::VarError::NotUnicode(_)) => Some(format!("the environment variable `{name}` is not text")),
+                Ok(value) if Credential::read(&value).is_none() => Some(format!("`{name}` does not hold `user:password`")),
+                Ok(_) => None,
+            },
+            Self::Script(path) => match std::fs::metadata(path) {
+                Ok(metadata) if !metadata.is_file() => Some("it is not a file".to_owned()),
+                Ok(metadata) if std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o111 == 0 => {
+                    Some("it is not executable".to_owned())
+                }
+                Ok(_) => None,
+                Err(error) => Some(error.to_string()),
+            },
+            Self::Secret { .. } | Self::PullSecret { .. } => Some(NO_KUBERNETES.to_owned()),
+        }
+    }
+
     /// Reads the credential anew. `hidden` are variables that a program must not see.
     pub(super) async fn read(&self, hidden: &[String]) -> Result<Credential, Cause> {
         match self {
@@ -181,9 +214,7 @@ impl Source {
                     .filter(|_| one_line)
                     .ok_or_else(|| Because::cause("the program's output is not the one line `user:password`"))
             }
-            Self::Secret { .. } | Self::PullSecret { .. } => {
-                Err(Because::cause("it is in a Kubernetes secret, which needs the Kubernetes API; this command does not read it"))
-            }
+            Self::Secret { .. } | Self::PullSecret { .. } => Err(Because::cause(NO_KUBERNETES)),
         }
     }
 }
@@ -256,7 +287,7 @@ mod tests {
     async fn kubernetes_secrets_are_said_to_need_its_api() {
         for text in ["secret:argocd/ghcr#creds", "pullsecret:argocd/ghcr"] {
             let error = text.parse::<Source>().expect(text).read(&[]).await.expect_err(text);
-            assert!(error.to_string().contains("Kubernetes API"));
+            assert!(error.to_string().contains("does not read Kubernetes secrets"));
         }
     }
 }

@@ -15,7 +15,7 @@ use sha2::Digest as _;
 
 use super::chart::{self, Chart, Values};
 use super::memo::Key;
-use super::{Data, RenderError, Source, Targets, Tools, environment, text};
+use super::{Data, RenderError, Source, Targets, Tools, any_placeholder, environment, text};
 use crate::application::Application;
 use crate::image::{Repository, printable};
 use crate::parameters::HelmOptions;
@@ -23,7 +23,7 @@ use crate::placeholder::image::ImageNotFound;
 use crate::placeholder::{Scan, Site};
 use crate::process::{Child, Runner};
 use crate::values::Value;
-use crate::workspace::{Checkout, Workspace, shown};
+use crate::workspace::{ANY_DEPTH, Checkout, Workspace, shown};
 use crate::yaml::{NodeId, Tree};
 use value_files::Found;
 
@@ -173,6 +173,11 @@ impl Plan {
         if scans.iter().all(Option::is_none) {
             return Ok(BTreeMap::new());
         }
+        Ok(self.view(scans)?.images())
+    }
+
+    /// The values that Helm will merge, without those of dependencies that are switched off.
+    fn view(&self, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
         let mut view = self.defaults(&self.chart, scans)?;
         for file in &self.value_files {
             if let ValueFile::Local(data, _) = file {
@@ -190,7 +195,39 @@ impl Plan {
         for path in disabled(&self.chart, &view, &[]) {
             view.remove(&path);
         }
-        Ok(view.images())
+        Ok(view)
+    }
+
+    /// See [`super::Plan::reads_value`]. A value that is nowhere set counts as read where a template names the last part of its path.
+    pub(super) fn reads_value(&self, path: &str) -> Option<bool> {
+        let scans: Vec<Option<Scan<'_>>> = self.data.iter().map(|_| None).collect();
+        let view = self.view(&scans).ok()?;
+        let keys = Value::keys(path);
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        if view.at(&keys).is_some() {
+            return Some(true);
+        }
+        let is_packed = |chart: &&Chart| chart.key == keys[0] && matches!(chart.values, Some(Values::Packed(_)));
+        if self.chart.dependencies.iter().any(|chart| is_packed(&chart)) {
+            return None;
+        }
+        let last = keys.last().expect("a path has a part");
+        let is_template = |path: &Path| path.components().any(|part| part.as_os_str() == "templates");
+        let mut found = false;
+        let searched = self.chart_at.files(self.chart_at.app(), ANY_DEPTH, &mut |path| {
+            found = found || (is_template(path) && self.chart_at.read(path).is_ok_and(|text| has_word(&text, last)));
+        });
+        searched.is_ok().then_some(found)
+    }
+
+    /// See [`super::Plan::may_hold_more`].
+    pub(super) fn may_hold_more(&self) -> bool {
+        let is_data = |path: &Path| self.data.iter().any(|data| matches!(&data.source, Source::InPlace(own) if own == path));
+        let is_remote = self.value_files.iter().any(|file| matches!(file, ValueFile::Remote(_)));
+        let is_packed = |path: &Path| path.extension().is_some_and(|end| end == "tgz");
+        let mut has_archive = false;
+        let listed = self.chart_at.files(self.chart_at.app(), ANY_DEPTH, &mut |path| has_archive |= is_packed(path));
+        is_remote || has_archive || listed.is_err() || any_placeholder(&self.chart_at, self.chart_at.app(), is_data)
     }
 
     /// The defaults of a chart over those of its dependencies.
@@ -457,6 +494,12 @@ async fn build_dependencies(
 /// A path as one field: Helm reads `--values` as comma-separated values, so that a comma would name a second file.
 fn one_field(path: &str) -> String {
     if path.contains([',', '"', '\n', '\r']) { format!("\"{}\"", path.replace('"', "\"\"")) } else { path.to_owned() }
+}
+
+/// Does a text hold a word, not as a part of another?
+fn has_word(text: &str, word: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(at, _)| !text[..at].ends_with(is_part) && !text[at + word.len()..].starts_with(is_part))
 }
 
 /// Refuses a name that Helm would read as more than one assignment: a second one could name any file, or any address.

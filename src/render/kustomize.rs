@@ -8,7 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use super::memo::Key;
-use super::{Data, RenderError, Source, Targets, Tools, environment, no_flag, text};
+use super::{Data, RenderError, Source, Targets, Tools, any_placeholder, environment, no_flag, text};
 use crate::application::Application;
 use crate::image::{Repository, printable};
 use crate::placeholder::image::{ImageNotFound, Siblings, beside};
@@ -106,6 +106,12 @@ impl Plan {
 
     pub fn data(&self) -> &[Data] {
         &self.data
+    }
+
+    /// See [`super::Plan::may_hold_more`].
+    pub(super) fn may_hold_more(&self) -> bool {
+        let is_data = |path: &Path| self.data.iter().any(|data| matches!(&data.source, Source::InPlace(own) if own == path));
+        !self.is_local || self.reached.iter().any(|dir| any_placeholder(&self.checkout, dir, is_data))
     }
 
     /// Files with placeholders that generators read. Kustomize hashes them, and encodes those of Secrets, so that their placeholders

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::Question;
-use crate::pin::{Considered, Freshness, Pin, Pinned};
+use crate::pin::{Considered, Freshness, Pin, Pinned, Usage};
 use crate::placeholder::words::{Target, Words};
 use crate::registry::Access;
 
@@ -89,6 +89,7 @@ impl Neighbour {
             freshness: Freshness::Fresh,
             listed: answer.listed,
             considered: answer.considered,
+            usage: Usage::Unknown,
         };
         Some((pin, answer.listed?))
     }

@@ -56,14 +56,14 @@ impl<'a> Account<'a> {
         let parts = self.clock.parts();
         self.metrics.render(Outcome::Done, &parts);
         self.metrics.generated(generated);
-        let (tool, stale, pins) = (generated.tool, generated.stale(), generated.pins_text());
+        let (tool, stale, unused, pins) = (generated.tool, generated.stale(), generated.unused(), generated.pins_text());
         let text = match tool {
             "directory" => "-",
             _ if generated.is_recalled => "known",
             _ => "new",
         };
         let (milliseconds, phases) = (clock::milliseconds(&parts), clock::text(&parts));
-        tracing::info!(application, tool, milliseconds, stale, archive, text, phases, pins, "rendered");
+        tracing::info!(application, tool, milliseconds, stale, unused, archive, text, phases, pins, "rendered");
     }
 
     fn failed(&self, outcome: Outcome, error: &str, what: &str) {

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use base64::Engine as _;
 use serde_json::Value;
 
 use crate::support::argocd::{self, Serving};
@@ -84,7 +85,7 @@ async fn run(case: &Path) -> Result<(), String> {
     let driver = more.into_iter().fold(driver, |driver, (name, value)| driver.env(&name, value));
     let driver = driver.within(checkout.join(&path));
     let ran = driver.run(command());
-    let served = serve(&driver, &checkout, &path).await;
+    let (served, pins) = serve(&driver, &checkout, &path).await;
 
     let stable = |text: &str| stable(text, &checkout, &registry);
     let mut faults = Vec::new();
@@ -92,6 +93,7 @@ async fn run(case: &Path) -> Result<(), String> {
         faults.push("the checkout was changed".to_owned());
     }
     faults.extend(differs(&ran, &served));
+    faults.extend(served.iter().flat_map(|manifests| untrue(manifests, &pins)));
     let outcome = outcome(&ran, &stable);
     for (file, text) in ["expected.yaml", "expected.err", "expected.log"].into_iter().zip(outcome) {
         let file = case.join(file);
@@ -110,7 +112,9 @@ async fn run(case: &Path) -> Result<(), String> {
 }
 
 /// The same request through the other door: `pinion serve`, with a store of its own, and with a warm Helm where there is one.
-async fn serve(driver: &Driver, checkout: &Path, path: &str) -> Result<String, tonic::Status> {
+///
+/// Returns the manifests, and the application's pins as the API tells them.
+async fn serve(driver: &Driver, checkout: &Path, path: &str) -> (Result<String, tonic::Status>, Vec<Value>) {
     let store = driver.home().join("store-of-serve").display().to_string();
     // Messages tell the program's name.
     let helm = driver.home().join("helm");
@@ -120,8 +124,39 @@ async fn serve(driver: &Driver, checkout: &Path, path: &str) -> Result<String, t
         Serving::start(env!("CARGO_BIN_EXE_pinion"), driver, &["--store", &store, "--helm", &helm.display().to_string()]);
     let messages = argocd::messages(&argocd::archive(checkout), path, &argocd::environment(driver), 1024);
     let mut client = serving.client().await;
-    let answer = client.generate_manifest(tokio_stream::iter(messages)).await?;
-    Ok(answer.into_inner().manifests.concat())
+    let answer = client.generate_manifest(tokio_stream::iter(messages)).await;
+    let told = serving.get("/api/v1/pins").await;
+    let told: Value = serde_json::from_str(told.split_once("\r\n\r\n").expect("a body").1).expect("JSON");
+    let pins = told[0]["pins"].as_array().cloned().unwrap_or_default();
+    (answer.map(|answer| answer.into_inner().manifests.concat()), pins)
+}
+
+/// What Pinion says is what runs: every pin is in the manifests or is told to be unused, and every image that holds a pin's tag is one
+/// that can be pulled. Told by the text alone, not by Pinion's own search.
+fn untrue(manifests: &str, pins: &[Value]) -> Vec<String> {
+    let mut faults = Vec::new();
+    // What Secrets hold is text, too.
+    let words = manifests.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=')));
+    let decoded = words.filter_map(|word| base64::engine::general_purpose::STANDARD.decode(word).ok());
+    let decoded: Vec<String> = decoded.filter_map(|bytes| String::from_utf8(bytes).ok()).collect();
+    let text = |pin: &Value, field: &str| pin[field].as_str().unwrap_or_default().to_owned();
+    for pin in pins {
+        let (image, tag, digest) = (text(pin, "image"), text(pin, "tag"), text(pin, "digest"));
+        let holds = |text: &String| text.contains(&tag) || (!digest.is_empty() && text.contains(&digest));
+        let is_there = std::iter::once(&manifests.to_owned()).chain(&decoded).any(holds);
+        let runs = manifests.contains(&format!("{image}:{tag}")) && image.contains('/');
+        match text(pin, "state").as_str() {
+            "used" if is_there => {}
+            "unused" if !runs => {}
+            state => faults.push(format!("the pin `{image}:{tag}` is told to be `{state}`")),
+        }
+        let line = regex::Regex::new(r#"\bimage: *["']?([^"',}\s]+)"#).expect("a constant");
+        let is_legal = |image: &str| image.parse::<pinion::image::Reference>().is_ok();
+        let ends = |image: &str| image.ends_with(&format!(":{tag}")) || image.contains(&format!(":{tag}@"));
+        let images = line.captures_iter(manifests).map(|found| found[1].to_owned());
+        faults.extend(images.filter(|image| ends(image) && !is_legal(image)).map(|image| format!("`{image}` is no image")));
+    }
+    faults
 }
 
 /// Both doors give the same: the bytes of the manifests, or the failures.

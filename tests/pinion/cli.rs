@@ -61,6 +61,16 @@ fn select_says_when_nothing_is_permitted_and_when_the_policy_is_wrong() {
 }
 
 #[test]
+fn select_falls_back() {
+    let (status, stdout, stderr) = select("1.0.0\n", &["~2", "--fallback", "0.9.0", "--explain"]);
+    assert_eq!((status, stdout.as_str()), (0, "0.9.0\n"));
+    assert!(stderr.contains("=> 0.9.0, the fallback") && stderr.contains("using the fallback"), "{stderr}");
+    assert_eq!(select("2.0.0\n", &["~2", "--fallback", "0.9.0"]).1, "2.0.0\n");
+    let (_, stdout, _) = select("", &["~2", "--fallback", "0.9.0", "-o", "json"]);
+    assert!(stdout.contains("\"tag\": \"0.9.0\""), "{stdout}");
+}
+
+#[test]
 fn select_explains_and_reports() {
     let (_, stdout, stderr) = select("1.0.0\n1.1.0\nlatest\n", &["~1.0", "--explain", "-o", "json"]);
     assert!(stderr.contains("3 tags") && stderr.contains("1 permitted"), "{stderr}");
@@ -242,4 +252,21 @@ fn check_leaves_what_templates_write_to_the_render() {
         .expect("written");
     let error = offline().within(dir.path()).run(["check"]).err();
     assert!(error.starts_with("error: templates/a.yaml:2:") && error.lines().count() <= 2, "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pin_that_reaches_no_manifest_is_told() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0.0", "2.0.0"]);
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |path: &str, text: &str| fs::write(dir.path().join(path), text).expect("written");
+    write("kustomization.yaml", "resources: [pod.yaml]\nimages: [{name: other, newTag: '$(pin ghcr.io/acme/web ~2)'}]\n");
+    write(
+        "pod.yaml",
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: x, image: ghcr.io/acme/web:1.0.0}]}\n",
+    );
+    let ran = Driver::new(PROGRAM, &registry).within(dir.path()).run(["generate", "--explain"]);
+    assert!(ran.stderr.contains("WARN kustomization.yaml:2:33: `$(pin ghcr.io/acme/web ~2)`: the pin"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("unused, fresh") && ran.stderr.contains(" unused=1 "), "{}", ran.stderr);
+    assert!(ran.ok().contains("image: ghcr.io/acme/web:1.0.0"));
 }

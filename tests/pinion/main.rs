@@ -15,6 +15,7 @@ mod corpus;
 mod examples;
 mod faults;
 mod known;
+mod manifests;
 mod neighbour;
 mod order;
 mod parity;

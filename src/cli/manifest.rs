@@ -1,0 +1,150 @@
+//! Application manifests on the command line: which sources there are to render, and where their files are.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use clap::Args;
+
+use crate::application::Application;
+use crate::application::manifest::{Choices, Manifest};
+use crate::failure::{Failure, Failures};
+use crate::image::printable;
+use crate::render::is_renderable;
+use crate::workspace::Checkout;
+
+/// What a person says of a manifest.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Manifests")]
+pub struct ManifestArguments {
+    /// A value of an ApplicationSet's template, such as `env=dev`; may be given again. The others come from the list generator's element
+    /// that has it
+    #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+
+    /// The name under which Pinion is installed, if it is not pinion or pinion@v1
+    #[arg(long, env = "PINION_PLUGIN_NAME", value_name = "NAME")]
+    plugin_name: Option<String>,
+}
+
+impl ManifestArguments {
+    /// All choices together.
+    pub fn choices(&self, source: Option<String>) -> Choices {
+        let set: BTreeMap<String, String> = self.set.iter().cloned().collect();
+        Choices { source, set, plugin_name: self.plugin_name.clone() }
+    }
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write `name=value`".to_owned()),
+    }
+}
+
+/// A source that is to be rendered.
+#[derive(Debug)]
+pub struct Rendered {
+    /// How messages name it: empty if it is the only one.
+    pub label: String,
+    pub application: Application,
+    pub checkout: Checkout,
+}
+
+/// The sources of a manifest, with the override files that stand in their directories. Says which it leaves to others.
+///
+/// # Errors
+///
+/// When the manifest cannot be used, or a source's files are not below the directory.
+pub fn read_manifest(dir: &Path, path: &Path, choices: &Choices) -> Result<Vec<Rendered>, Failures> {
+    let place = path.display().to_string();
+    let text = std::fs::read_to_string(path).map_err(|error| Failure::new(&place, &error, None))?;
+    let manifest = Manifest::read(&text, choices).map_err(|error| error.failures(&place))?;
+    for note in &manifest.notes {
+        tracing::info!(application = manifest.name, "{note}");
+    }
+    let (mut rendered, mut failures) = (Vec::new(), Vec::new());
+    for source in &manifest.sources {
+        let place = if source.label.is_empty() { place.clone() } else { format!("{place}, {}", source.label) };
+        let read = || {
+            let directory =
+                directory(dir, source.path.as_deref()).map_err(|failure| Failure { place: place.clone(), ..failure })?;
+            let names = [".argocd-source.yaml".to_owned(), format!(".argocd-source-{}.yaml", manifest.name)];
+            let overrides: Vec<String> =
+                names.iter().filter_map(|name| std::fs::read_to_string(directory.join(name)).ok()).collect();
+            let application = manifest.application(source, &overrides).map_err(|error| error.failures(&place))?;
+            let checkout =
+                Checkout::open(&directory, source.path.as_deref()).map_err(|error| Failure::new(&place, &error, None))?;
+            Ok::<_, Failures>(Rendered { label: source.label.clone(), application, checkout })
+        };
+        match read() {
+            Ok(source) => rendered.push(source),
+            Err(Failures(found)) => failures.extend(found),
+        }
+    }
+    if failures.is_empty() { Ok(rendered) } else { Err(Failures(failures)) }
+}
+
+/// The directory of a source: `dir` itself if it is the one that the path means, else the path below it.
+fn directory(dir: &Path, source_path: Option<&str>) -> Result<PathBuf, Failure> {
+    let parts: PathBuf =
+        Path::new(source_path.unwrap_or_default()).components().filter(|part| matches!(part, Component::Normal(_))).collect();
+    let real = std::fs::canonicalize(dir).map_err(|error| Failure::new(dir.display().to_string(), &error, None))?;
+    if !real.is_dir() {
+        return Err(Failure::text("", format!("`{}` is not a directory", dir.display()), None));
+    }
+    if parts.as_os_str().is_empty() {
+        return Ok(real);
+    }
+    // Where there is a repository, its root tells what the path means.
+    let root = real.ancestors().find(|above| above.join(".git").exists());
+    let meant = root.and_then(|root| std::fs::canonicalize(root.join(&parts)).ok()).filter(|found| found.is_dir());
+    if let Some(meant) = meant.filter(|found| found.starts_with(&real)) {
+        return Ok(meant);
+    }
+    let below = real.join(&parts);
+    let is_suffix = real.ends_with(&parts);
+    if below.is_dir() && (!is_suffix || !is_renderable(&real)) {
+        return Ok(below);
+    }
+    if is_suffix || parts.file_name() == real.file_name() {
+        return Ok(real);
+    }
+    let path = printable(source_path.unwrap_or_default());
+    let hint = format!("name the repository's root as DIR, or the directory `{path}` itself");
+    Err(Failure::text("", format!("`source.path` `{path}` is not in `{}`", dir.display()), Some(hint)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn the_path_leads_from_the_root_or_is_the_directory_itself() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let root = fs::canonicalize(dir.path()).expect("it is there");
+        for path in ["repo/charts/web/charts/web", "repo/other", "copy/web", "web/web"] {
+            fs::create_dir_all(root.join(path)).expect("made");
+        }
+        fs::write(root.join("repo/charts/web/Chart.yaml"), "name: web\n").expect("written");
+        let found = |dir: &str, path: &str| directory(&root.join(dir), Some(path)).map_err(|failure| failure.message);
+        assert_eq!(found("repo", "charts/web"), Ok(root.join("repo/charts/web")));
+        assert_eq!(found("repo", "./charts/web/"), Ok(root.join("repo/charts/web")));
+        assert_eq!(
+            found("repo/charts/web", "charts/web"),
+            Ok(root.join("repo/charts/web")),
+            "a chart with a subchart of its name"
+        );
+        assert_eq!(found("copy/web", "charts/web"), Ok(root.join("copy/web")), "a copy of the directory alone");
+        assert_eq!(found("web", "web"), Ok(root.join("web/web")), "a repository of the same name");
+        assert_eq!(found("repo", ""), Ok(root.join("repo")));
+        for (dir, path) in [("repo", "charts/api"), ("repo/other", "charts/web"), ("repo", "web")] {
+            let error = found(dir, path).expect_err(path);
+            assert!(error.starts_with(&format!("`source.path` `{path}` is not in `")), "{error}");
+        }
+        fs::create_dir(root.join("repo/.git")).expect("made");
+        fs::create_dir_all(root.join("repo/web/web")).expect("made");
+        assert_eq!(found("repo/web", "web"), Ok(root.join("repo/web")), "the repository's root tells");
+        assert_eq!(found("repo/web", "web/web"), Ok(root.join("repo/web/web")));
+    }
+}
