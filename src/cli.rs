@@ -107,6 +107,7 @@ impl Cli {
 fn client(config: &Config, requests: Requests) -> Client {
     let limits = Limits {
         allowed_hosts: config.allow_registries.clone(),
+        egress: Arc::clone(&config.egress),
         allow_application_credentials: config.allow_application_credentials,
         // A little less than the budget, so that the registry's own failure is what is reported.
         deadline: config.lookup_timeout.mul_f64(0.9),

@@ -4,16 +4,17 @@
 //! (`tags-ttl: 2m`); an unknown key is an error.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use serde::Deserialize;
 
+use crate::egress::{HostPattern, Policy};
 use crate::image::Platform;
 use crate::manifest::ImagePath;
 use crate::process::Runner;
 use crate::registry::RegistriesConfig;
-use crate::registry::guard::HostPattern;
 use crate::render::Tools;
 
 /// Where Image Updater keeps its `registries.conf`: read if it is there.
@@ -44,6 +45,28 @@ pub struct Raw {
     /// Hosts of registries that may be asked, such as `ghcr.io` or `*.example.com` [default: any public name]
     #[arg(long, env = "PINION_ALLOW_REGISTRIES", value_name = "HOST", value_delimiter = ',')]
     pub allow_registries: Option<Vec<String>>,
+
+    /// What may be connected to, as a block of the file: `egress: {hosts: […], cidrs: […], ports: […]}`
+    #[arg(skip)]
+    pub egress: Option<RawEgress>,
+
+    /// Hosts that may be connected to, such as `git.example.com`, `charts.internal:8443` or `*.example.com` [default: any public name]
+    ///
+    /// Counts for registries, chart repositories, remote value files, and what Kustomize and Git fetch. A host without a wildcard may have
+    /// any address. Registries in registries.conf need not be repeated.
+    #[arg(long, env = "PINION_EGRESS_HOSTS", value_name = "HOST", value_delimiter = ',')]
+    #[serde(skip)]
+    pub egress_hosts: Option<Vec<String>>,
+
+    /// Addresses that may be connected to although they are not public, such as `10.1.0.0/16` [default: none]
+    #[arg(long, env = "PINION_EGRESS_CIDRS", value_name = "CIDR", value_delimiter = ',')]
+    #[serde(skip)]
+    pub egress_cidrs: Option<Vec<String>>,
+
+    /// Ports that may be connected to, such as `443` or `8000-8999` [default: all]
+    #[arg(long, env = "PINION_EGRESS_PORTS", value_name = "PORTS", value_delimiter = ',')]
+    #[serde(skip)]
+    pub egress_ports: Option<Vec<String>>,
 
     /// Let applications name `env:` and `ext:` credentials, as Image Updater does
     #[arg(long, env = "PINION_ALLOW_APPLICATION_CREDENTIALS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
@@ -102,6 +125,33 @@ pub struct Raw {
     pub max_directory_bytes: Option<u64>,
 }
 
+/// The block `egress` of the file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct RawEgress {
+    pub hosts: Option<Vec<String>>,
+    pub cidrs: Vec<String>,
+    /// Numbers, or texts such as `8000-8999`.
+    pub ports: Vec<Port>,
+}
+
+/// A port as YAML has it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Port {
+    Number(u16),
+    Text(String),
+}
+
+impl Port {
+    fn text(self) -> String {
+        match self {
+            Self::Number(number) => number.to_string(),
+            Self::Text(text) => text,
+        }
+    }
+}
+
 /// Settings, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -110,6 +160,7 @@ pub struct Config {
     pub registries_conf: Option<PathBuf>,
     pub pins_socket: PathBuf,
     pub allow_registries: Option<Vec<HostPattern>>,
+    pub egress: Arc<Policy>,
     pub allow_application_credentials: bool,
     pub tags_ttl: Duration,
     pub digests_ttl: Duration,
@@ -153,7 +204,15 @@ impl Raw {
         let options = raw.kustomize_build_options.unwrap_or_default();
         let kustomize_build_options = shell_words::split(&options)
             .map_err(|error| ConfigError::Setting { name: "kustomize-build-options", reason: error.to_string() })?;
+        let egress = raw.egress.unwrap_or_default();
+        let ports: Vec<String> = egress.ports.into_iter().map(Port::text).collect();
+        let egress = Policy {
+            hosts: raw.egress_hosts.or(egress.hosts).map(|hosts| parse("egress-hosts", &hosts)).transpose()?,
+            cidrs: parse("egress-cidrs", &raw.egress_cidrs.unwrap_or(egress.cidrs))?,
+            ports: parse("egress-ports", &raw.egress_ports.unwrap_or(ports))?,
+        };
         Ok(Config {
+            egress: Arc::new(egress),
             registries,
             registries_conf,
             pins_socket: raw.pins_socket.unwrap_or_else(|| store.join("pins.sock")),
@@ -189,6 +248,10 @@ impl Raw {
             store: self.store.or(file.store),
             pins_socket: self.pins_socket.or(file.pins_socket),
             allow_registries: self.allow_registries.or(file.allow_registries),
+            egress: file.egress,
+            egress_hosts: self.egress_hosts,
+            egress_cidrs: self.egress_cidrs,
+            egress_ports: self.egress_ports,
             allow_application_credentials: self.allow_application_credentials.or(file.allow_application_credentials),
             tags_ttl: self.tags_ttl.or(file.tags_ttl),
             digests_ttl: self.digests_ttl.or(file.digests_ttl),
@@ -257,6 +320,19 @@ mod tests {
         assert_eq!(config.digests_ttl, Duration::from_secs(3600));
         assert_eq!(config.tools.kustomize_build_options, ["--enable-helm", "--x=a b"]);
         assert_eq!(config.platforms[0].to_string(), "linux/arm64");
+    }
+
+    #[test]
+    fn the_block_egress_is_read_and_flags_win() {
+        let text = "egress: {hosts: [git.example.com, '*.example.org'], cidrs: [10.1.0.0/16], ports: [443, 8000-8999]}\n";
+        let config = with_file(text, Raw::default()).expect("settings");
+        assert_eq!(config.egress.hosts.as_ref().map(Vec::len), Some(2));
+        assert_eq!((config.egress.cidrs.len(), config.egress.ports.len()), (1, 2));
+        let flags = Raw { egress_cidrs: Some(vec!["fd00::/8".into()]), ..Raw::default() };
+        assert_eq!(with_file(text, flags).expect("settings").egress.cidrs, ["fd00::/8".parse().expect("a range")]);
+        let wrong = with_file("egress: {cidrs: [10.1.0.0/99]}\n", Raw::default()).expect_err("no range");
+        assert_eq!(wrong, "`egress-cidrs`: `10.1.0.0/99` is not a range of addresses: write `10.1.0.0/16` or `fd00::/8`");
+        assert!(with_file("egress: {host: [x]}\n", Raw::default()).is_err());
     }
 
     #[test]

@@ -60,6 +60,7 @@
 pub mod application;
 pub mod cli;
 pub mod config;
+pub mod egress;
 pub mod failure;
 pub mod generate;
 pub mod image;

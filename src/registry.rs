@@ -23,7 +23,6 @@ mod client;
 pub mod config;
 pub mod credential;
 mod error;
-pub mod guard;
 mod listing;
 mod metadata;
 pub mod store;

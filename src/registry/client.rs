@@ -22,9 +22,9 @@ use super::config::{RegistriesConfig, Route};
 use super::credential::docker::DockerConfig;
 use super::credential::{NOT_PERMITTED, Source};
 use super::error::{Because, RegistryError};
-use super::guard::{HostPattern, Refusal};
 use super::metadata::ACCEPT;
 use super::{Access, Blob, ImageConfig, Listing, Manifest, TagSource, Target, auth};
+use crate::egress::{HostPattern, Policy, Refusal};
 use crate::image::{Digest, Repository, Tag};
 use crate::telemetry::Requests;
 use call::{Call, Kind};
@@ -58,6 +58,8 @@ pub struct Limits {
     /// Registries that may be asked, beside those in `registries.conf`; [`None`] is any public host. Default: [`None`]. It is about
     /// images' registries: their token services and blob stores are judged by the rules for those. It takes no address out of the guard.
     pub allowed_hosts: Option<Vec<HostPattern>>,
+    /// What may be connected to, beside what `registries.conf` declares. Default: public names.
+    pub egress: Arc<Policy>,
     /// May applications name `env:` and `ext:` as their pull secret? Those read Pinion's own environment and files. Default: no; Image
     /// Updater lets them.
     pub allow_application_credentials: bool,
@@ -80,6 +82,7 @@ impl Default for Limits {
             config_bytes: 8 << 20,
             concurrency: 20,
             allowed_hosts: None,
+            egress: Arc::default(),
             allow_application_credentials: false,
             docker_config: DockerConfig::default_path(),
             requests: Requests::default(),
@@ -124,8 +127,8 @@ impl Client {
 
     /// A digest of what decides which registry is asked, and whether: two clients of one digest get the same answers.
     pub fn configuration(&self) -> String {
-        let Limits { allowed_hosts, allow_application_credentials, .. } = &*self.shared.limits;
-        let text = format!("{:?} {allowed_hosts:?} {allow_application_credentials}", self.config());
+        let Limits { allowed_hosts, egress, allow_application_credentials, .. } = &*self.shared.limits;
+        let text = format!("{:?} {allowed_hosts:?} {egress:?} {allow_application_credentials}", self.config());
         Digest::of(text.as_bytes()).to_string()
     }
 

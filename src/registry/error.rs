@@ -4,7 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::guard::Refusal;
+use crate::egress::Refusal;
 
 /// What was underneath.
 pub type Cause = Arc<dyn Error + Send + Sync>;
@@ -75,6 +75,7 @@ impl RegistryError {
         Some(match self {
             Self::HostRefused { host, source } => match source {
                 Refusal::NotAllowed => "only an operator can add it to the hosts that may be asked".to_owned(),
+                Refusal::Port => "an operator can permit the port with `egress.ports`".to_owned(),
                 _ => format!("if `{host}` is meant, its operator declares it in `registries.conf`, with `prefix` and `api_url`"),
             },
             Self::Denied { credential, .. } if credential.starts_with("anonymous") => {

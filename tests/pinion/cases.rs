@@ -140,6 +140,7 @@ fn untrue(manifests: &str, pins: &[Value]) -> Vec<String> {
     let decoded = words.filter_map(|word| base64::engine::general_purpose::STANDARD.decode(word).ok());
     let decoded: Vec<String> = decoded.filter_map(|bytes| String::from_utf8(bytes).ok()).collect();
     let text = |pin: &Value, field: &str| pin[field].as_str().unwrap_or_default().to_owned();
+    let line = regex::Regex::new(r#"\bimage: *["']?([^"',}\s]+)"#).expect("a constant");
     for pin in pins {
         let (image, tag, digest) = (text(pin, "image"), text(pin, "tag"), text(pin, "digest"));
         let holds = |text: &String| text.contains(&tag) || (!digest.is_empty() && text.contains(&digest));
@@ -150,7 +151,6 @@ fn untrue(manifests: &str, pins: &[Value]) -> Vec<String> {
             "unused" if !runs => {}
             state => faults.push(format!("the pin `{image}:{tag}` is told to be `{state}`")),
         }
-        let line = regex::Regex::new(r#"\bimage: *["']?([^"',}\s]+)"#).expect("a constant");
         let is_legal = |image: &str| image.parse::<pinion::image::Reference>().is_ok();
         let ends = |image: &str| image.ends_with(&format!(":{tag}")) || image.contains(&format!(":{tag}@"));
         let images = line.captures_iter(manifests).map(|found| found[1].to_owned());

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pinion::egress::Policy;
 use pinion::image::{Digest, Platform, Repository, Tag};
 use pinion::registry::{
     Access, Blob, Client, Content, ImageConfig, Limits, Listing, Manifest, RegistriesConfig, RegistryError, TagSource, Target,

@@ -4,7 +4,7 @@
 //! not passed the guard, and redirects are never followed here.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
@@ -16,9 +16,10 @@ use tokio::time::Instant;
 use super::Limits;
 use super::pace::{Pace, backoff, retry_after};
 use super::session::Session;
+use crate::egress::fetch::{cause, install_provider};
+use crate::egress::{Guard, Refusal};
 use crate::registry::config::{Endpoint, authority};
 use crate::registry::error::{Because, RegistryError};
-use crate::registry::guard::{Guard, Refusal};
 
 /// How often a request is sent at most.
 const ATTEMPTS: u32 = 3;
@@ -82,9 +83,9 @@ pub struct Connection {
 impl Connection {
     pub fn new(endpoint: Arc<Endpoint>, limits: Arc<Limits>) -> Self {
         let own = endpoint.declared.then(|| std::iter::once(&endpoint.api_url).chain(&endpoint.realms));
-        let hosts = own.into_iter().flatten().filter_map(|url| url.host_str().map(str::to_owned));
+        let plain = endpoint.declared && endpoint.api_url.scheme() == "http";
         Self {
-            guard: Guard::new(hosts, endpoint.declared && endpoint.api_url.scheme() == "http"),
+            guard: Guard::new(Arc::clone(&limits.egress), own.into_iter().flatten(), plain),
             pace: Pace::new(endpoint.limit),
             permits: Semaphore::new(limits.concurrency.max(1)),
             plain: OnceLock::new(),
@@ -247,15 +248,6 @@ impl Connection {
     }
 }
 
-/// Chooses the cryptography of all TLS in this process, without which reqwest panics.
-fn install_provider() {
-    static PROVIDER: Once = Once::new();
-    PROVIDER.call_once(|| {
-        // It fails if the program has chosen before, which is as good.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
-}
-
 #[derive(Clone, Copy)]
 enum Kind {
     Plain,
@@ -306,37 +298,26 @@ pub fn size(bytes: usize) -> String {
 fn classify(error: reqwest::Error, url: &Url) -> RegistryError {
     let registry = authority(url);
     let error = error.without_url();
-    if let Some(&source) = find::<Refusal>(&error) {
+    if let Some(&source) = cause::<Refusal>(&error) {
         return RegistryError::HostRefused { host: registry, source };
     }
-    if find::<rustls::Error>(&error).is_some() {
+    if cause::<rustls::Error>(&error).is_some() {
         return RegistryError::Tls { registry, source: Arc::new(error) };
     }
     RegistryError::Unavailable { registry, source: Arc::new(error) }
 }
 
-/// Looks for a cause of one type. An [`std::io::Error`] hides what it wraps from `source`, so it is opened.
-fn find<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a T> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        next = inner.map(|inner| inner as _).or_else(|| error.source());
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::egress::Policy;
 
     /// A name of a private address is refused inside the connector, five layers below. `localhost` is such a name that needs no network.
     #[tokio::test]
     async fn a_refusal_while_connecting_is_found() {
         install_provider();
-        let guard = Guard::new([], true);
+        let policy = Policy { cidrs: vec!["10.0.0.0/8".parse().expect("a range")], ..Policy::default() };
+        let guard = Guard::new(Arc::new(policy), [], true);
         let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).dns_resolver(guard.resolver());
         let client = client.build().expect("a client");
         let url = Url::parse("http://localhost:1/v2/").expect("a url");

@@ -11,7 +11,11 @@ async fn blobs_are_followed_to_their_storage_without_the_credential() {
         registry.push("acme/web", "1.0");
         registry.redirect_blobs_to(&storage);
         storage.forget_requests();
-        let client = client_with(&registry, &script.line(), limits());
+        let refused = client_with(&registry, &script.line(), limits());
+        let error = image_config(&refused, &registry, "1.0").await.expect_err("another port of the same host");
+        assert!(matches!(error, RegistryError::HostRefused { .. }), "{error}");
+        let egress = Policy { cidrs: vec!["127.0.0.0/8".parse().expect("a range")], ..Policy::default() };
+        let client = client_with(&registry, &script.line(), Limits { egress: Arc::new(egress), ..limits() });
         image_config(&client, &registry, "1.0").await.unwrap_or_else(|error| panic!("{}", shown(&error)));
         assert_eq!(storage.count(Route::Blob), 1);
         assert!(storage.requests().iter().all(|request| request.authorization.is_none()));
