@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use chart::enlarged;
 use pinion::process::pool::{Counts, Limits, Pool};
+use pinion::process::sandbox::{Level, Mode, Sandboxes};
 use pinion::process::worker::Worker;
 use pinion::process::{Child, Runner};
 use support::driver::{root, tool};
@@ -38,7 +39,7 @@ fn main() {
     let home = tempfile::tempdir().expect("a home");
     let small = root().join("examples/chat-api");
     let large = enlarged(&small, home.path());
-    let start = || runtime.block_on(Pool::start(&program, Limits::default(), Counts::default())).expect("a worker");
+    let start = || runtime.block_on(Pool::start(&program, Limits::default(), Counts::default(), sandboxes())).expect("a worker");
     alone(
         &runtime,
         &helm,
@@ -107,7 +108,7 @@ fn at_once(runtime: &Runtime, pool: &Arc<Pool>, child: &Child) {
 /// A worker's memory over many renders.
 fn long(runtime: &Runtime, child: &Child) {
     let mut rows = vec![["renders", "resident"].map(str::to_owned)];
-    let mut worker = runtime.block_on(Worker::start(&child.program)).expect("a worker");
+    let mut worker = runtime.block_on(Worker::start(&child.program, &child.sandbox)).expect("a worker");
     for render in 1..=LONG {
         let resident = runtime.block_on(worker.run(child)).expect("manifests").resident;
         if [10, 100, 1000, LONG / 2, LONG].contains(&render) {
@@ -115,6 +116,11 @@ fn long(runtime: &Runtime, child: &Child) {
         }
     }
     table("One worker's memory", &rows);
+}
+
+/// As in the server, but that charts may stand anywhere.
+fn sandboxes() -> Sandboxes {
+    Sandboxes::new(Mode::BestEffort, Level::probe(), vec!["/".into()])
 }
 
 /// What Pinion runs, with the tag written out, in a home of its own.
@@ -134,6 +140,8 @@ fn child(program: &Path, chart: &Path, home: &Path) -> Child {
             .collect(),
         deadline: Duration::from_secs(60),
         max_output: 100 << 20,
-        border: None,
+        input: Vec::new(),
+        places: Vec::new(),
+        sandbox: sandboxes().offline(program).expect("taken as it is"),
     }
 }

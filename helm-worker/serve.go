@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"runtime/debug"
@@ -18,7 +17,7 @@ import (
 // A message is the length of a JSON text, as four bytes with the highest first, and that text. On standard input come requests, on
 // standard output go a hello and then one answer for each request, which is followed by the bytes of standard output and of standard
 // error that its text counts. One request at a time. The end of the input ends the worker, also in the middle of a request; whatever
-// else goes wrong ends it too, and whoever sent the request runs it as a process.
+// else goes wrong ends it too, and whoever sent the request runs it as a process, in a sandbox of the same kind.
 
 // protocol is raised when messages change their meaning.
 const protocol = 1
@@ -57,8 +56,6 @@ type answer struct {
 	Stderr int64 `json:"stderr"`
 	// Was standard output longer than permitted? Then none is sent.
 	TooLong bool `json:"too_long"`
-	// Resident bytes of the worker.
-	Resident int64 `json:"resident"`
 }
 
 // serve answers requests until the end of standard input.
@@ -169,7 +166,7 @@ func (r request) answer(to io.Writer) error {
 	if err != nil {
 		return err
 	}
-	answer := answer{Status: status, Stdout: stdout, Stderr: min(stderr, r.MaxStderr), Resident: resident()}
+	answer := answer{Status: status, Stdout: stdout, Stderr: min(stderr, r.MaxStderr)}
 	if out.left < 0 || stdout > r.MaxStdout {
 		answer.TooLong, answer.Stdout = true, 0
 	}
@@ -217,14 +214,6 @@ func move(file *os.File, length int64, to io.Writer) error {
 	}
 	_, err := file.Seek(0, io.SeekStart)
 	return errors.Join(err, file.Truncate(0))
-}
-
-// resident is the memory of this process, in bytes; 0 if it cannot be told.
-func resident() int64 {
-	var size, pages int64
-	text, _ := os.ReadFile("/proc/self/statm")
-	_, _ = fmt.Sscan(string(text), &size, &pages)
-	return pages * int64(os.Getpagesize())
 }
 
 func read(from io.Reader) (request request, err error) {

@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand. Data goes to standard output, all else to standard error.
 
 pub mod check;
+mod connect;
 pub mod generate;
 mod manifest;
 pub mod resolve;
@@ -15,12 +16,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::config::{self, Config};
+use crate::registry::Client;
 use crate::registry::cache::{Cache, Freshness};
 use crate::registry::store::Store;
-use crate::registry::{Client, Limits};
 use crate::resolve::neighbour::Neighbour;
 use crate::resolve::{Resolver, Settings};
-use crate::telemetry::{Hits, Requests};
+use crate::telemetry::Hits;
 
 /// Resolves image tags while Argo CD renders.
 ///
@@ -43,6 +44,8 @@ pub enum Command {
     Resolve(resolve::Arguments),
     Select(select::Arguments),
     Check(check::Arguments),
+    #[command(hide = true)]
+    Connect(connect::Arguments),
 }
 
 /// What is logged, on standard error.
@@ -99,31 +102,18 @@ impl Cli {
             Command::Resolve(arguments) => arguments.run().await,
             Command::Select(arguments) => arguments.run(),
             Command::Check(arguments) => arguments.run().await,
+            Command::Connect(arguments) => arguments.run().await,
         }
     }
 }
 
-/// A client for registries, as configured.
-fn client(config: &Config, requests: Requests) -> Client {
-    let limits = Limits {
-        allowed_hosts: config.allow_registries.clone(),
-        egress: Arc::clone(&config.egress),
-        allow_application_credentials: config.allow_application_credentials,
-        // A little less than the budget, so that the registry's own failure is what is reported.
-        deadline: config.lookup_timeout.mul_f64(0.9),
-        requests,
-        ..Limits::default()
-    };
-    Client::new(config.registries.clone(), limits)
-}
-
-/// A resolver that asks this client, after a neighbour if there is one.
-fn resolver(config: &Config, client: Client, hits: Hits, neighbour: Option<Neighbour>) -> Resolver<Client> {
+/// A resolver that asks registries, after a neighbour if there is one.
+fn resolver(config: &Config, hits: Hits, neighbour: Option<Neighbour>) -> Resolver<Client> {
     let store = Arc::new(Store::new(&config.store));
     let freshness = Freshness { tags: config.tags_ttl, digests: config.digests_ttl };
     let settings =
         Settings { tags_ttl: config.tags_ttl, budget: config.lookup_timeout, platforms: config.platforms.clone(), neighbour };
-    let cache = Cache::new(client, Arc::clone(&store), freshness, hits);
+    let cache = Cache::new(config.client.clone(), Arc::clone(&store), freshness, hits);
     Resolver::new(cache, store, settings)
 }
 

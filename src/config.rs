@@ -10,12 +10,16 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 
+use crate::egress::fetch::Fetcher;
 use crate::egress::{HostPattern, Policy};
 use crate::image::Platform;
 use crate::manifest::ImagePath;
 use crate::process::Runner;
-use crate::registry::RegistriesConfig;
+use crate::process::sandbox::{Level, Mode, Sandboxes};
+use crate::registry::{Client, Limits, RegistriesConfig};
 use crate::render::Tools;
+use crate::render::charts::Charts;
+use crate::telemetry::Requests;
 
 /// Where Image Updater keeps its `registries.conf`: read if it is there.
 const REGISTRIES_CONF: &str = "/app/config/registries.conf";
@@ -102,13 +106,12 @@ pub struct Raw {
 
     /// Options for `kustomize build`, split as a shell does [default: none]
     ///
-    /// With LoadRestrictionsNone and `--enable-helm` Kustomize still opens nothing outside the checkout but programs, libraries and
-    /// public files of the system, where the kernel has Landlock (Linux 5.13). With `--enable-exec` and `--enable-alpha-plugins`
-    /// applications run programs that open what the sidecar can.
+    /// Whatever is set, Kustomize and the programs that it runs open nothing outside the checkout but programs, libraries and public files
+    /// of the system, and have no network but what `egress` permits, as far as the kernel keeps the sandbox.
     #[arg(long, env = "PINION_KUSTOMIZE_BUILD_OPTIONS", value_name = "OPTIONS", allow_hyphen_values = true)]
     pub kustomize_build_options: Option<String>,
 
-    /// Schemes of value files that Helm may fetch, such as `https` [default: none]
+    /// Schemes of value files that may be fetched: `https`, `http` [default: none]
     #[arg(long, env = "PINION_VALUE_FILE_SCHEMES", value_name = "SCHEME", value_delimiter = ',')]
     pub value_file_schemes: Option<Vec<String>>,
 
@@ -123,6 +126,25 @@ pub struct Raw {
     /// Largest sum of the manifests of a plain directory, in bytes [default: 10 MiB]
     #[arg(long, env = "PINION_MAX_DIRECTORY_BYTES", value_name = "BYTES")]
     pub max_directory_bytes: Option<u64>,
+
+    /// What to do where the kernel keeps less of the sandbox of tools than is asked for [default: require for tools that fetch by Git or
+    /// http, best-effort for the others]
+    #[arg(long, env = "PINION_SANDBOX", value_name = "MODE", hide_possible_values = false)]
+    pub sandbox: Option<Mode>,
+
+    /// Paths that tools may read and execute besides their own, such as a key for ssh
+    #[arg(long, env = "PINION_SANDBOX_READABLE", value_name = "PATH", value_delimiter = ',')]
+    pub sandbox_readable: Option<Vec<PathBuf>>,
+
+    /// Use no newer version of Landlock than this, 0 for none: for tests
+    #[arg(long, env = "PINION_SANDBOX_ABI", value_name = "N", hide = true)]
+    #[serde(skip)]
+    pub sandbox_abi: Option<u8>,
+
+    /// Do without seccomp: for tests
+    #[arg(long, env = "PINION_SANDBOX_WITHOUT_SECCOMP", hide = true)]
+    #[serde(skip)]
+    pub sandbox_without_seccomp: bool,
 }
 
 /// The block `egress` of the file.
@@ -168,6 +190,10 @@ pub struct Config {
     pub platforms: Vec<Platform>,
     pub image_paths: Vec<ImagePath>,
     pub tools: Tools,
+    /// Asks registries, as configured.
+    pub client: Client,
+    /// What the client has asked.
+    pub requests: Requests,
 }
 
 /// A setting that cannot be used.
@@ -211,17 +237,37 @@ impl Raw {
             cidrs: parse("egress-cidrs", &raw.egress_cidrs.unwrap_or(egress.cidrs))?,
             ports: parse("egress-ports", &raw.egress_ports.unwrap_or(ports))?,
         };
+        let egress = Arc::new(egress);
+        let allow_registries = raw.allow_registries.map(|hosts| parse("allow-registries", &hosts)).transpose()?;
+        let allow_application_credentials = raw.allow_application_credentials.unwrap_or_default();
+        let lookup_timeout = duration("lookup-timeout", raw.lookup_timeout.as_deref(), 30)?;
+        let probed = Level::probe();
+        let level = Level {
+            landlock: raw.sandbox_abi.map_or(probed.landlock, |abi| abi.min(probed.landlock)),
+            seccomp: probed.seccomp && !raw.sandbox_without_seccomp,
+        };
+        let sandboxes = Sandboxes::new(raw.sandbox.unwrap_or_default(), level, raw.sandbox_readable.unwrap_or_default());
+        let requests = Requests::default();
+        let limits = Limits {
+            allowed_hosts: allow_registries.clone(),
+            egress: Arc::clone(&egress),
+            allow_application_credentials,
+            // A little less than the budget, so that the registry's own failure is what is reported.
+            deadline: lookup_timeout.mul_f64(0.9),
+            requests: requests.clone(),
+            sandboxes: sandboxes.clone(),
+            ..Limits::default()
+        };
+        let client = Client::new(registries.clone(), limits);
         Ok(Config {
-            egress: Arc::new(egress),
             registries,
             registries_conf,
             pins_socket: raw.pins_socket.unwrap_or_else(|| store.join("pins.sock")),
-            store,
-            allow_registries: raw.allow_registries.map(|hosts| parse("allow-registries", &hosts)).transpose()?,
-            allow_application_credentials: raw.allow_application_credentials.unwrap_or_default(),
+            allow_registries,
+            allow_application_credentials,
             tags_ttl: duration("tags-ttl", raw.tags_ttl.as_deref(), 60)?,
             digests_ttl: duration("digests-ttl", raw.digests_ttl.as_deref(), 3600)?,
-            lookup_timeout: duration("lookup-timeout", raw.lookup_timeout.as_deref(), 30)?,
+            lookup_timeout,
             platforms: match raw.platforms {
                 Some(texts) => parse("platforms", &texts)?,
                 None => vec![Platform::native()],
@@ -234,10 +280,17 @@ impl Raw {
                 timeout: duration("render-timeout", raw.render_timeout.as_deref(), 90)?,
                 max_output: raw.max_output.unwrap_or(100 * 1024 * 1024),
                 kustomize_build_options,
-                value_file_schemes: raw.value_file_schemes.unwrap_or_default(),
+                value_file_schemes: schemes(raw.value_file_schemes.unwrap_or_default())?,
                 max_directory_bytes: raw.max_directory_bytes.unwrap_or(10 * 1024 * 1024),
                 memo: None,
+                sandboxes,
+                charts: Charts::new(Fetcher::new(Arc::clone(&egress)), client.clone(), Some(store.join("charts"))),
+                egress: Arc::clone(&egress),
             },
+            egress,
+            store,
+            client,
+            requests,
         })
     }
 
@@ -265,6 +318,10 @@ impl Raw {
             render_timeout: self.render_timeout.or(file.render_timeout),
             max_output: self.max_output.or(file.max_output),
             max_directory_bytes: self.max_directory_bytes.or(file.max_directory_bytes),
+            sandbox: self.sandbox.or(file.sandbox),
+            sandbox_readable: self.sandbox_readable.or(file.sandbox_readable),
+            sandbox_abi: self.sandbox_abi,
+            sandbox_without_seccomp: self.sandbox_without_seccomp,
         }
     }
 }
@@ -282,6 +339,16 @@ fn duration(name: &'static str, text: Option<&str>, default: u64) -> Result<Dura
     let Some(text) = text else { return Ok(Duration::from_secs(default)) };
     humantime::parse_duration(text)
         .map_err(|error| ConfigError::Setting { name, reason: format!("`{text}` is no duration: {error}") })
+}
+
+fn schemes(schemes: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    match schemes.iter().find(|scheme| !["http", "https"].contains(&scheme.as_str())) {
+        Some(other) => {
+            let reason = format!("`{}` is none of `https` and `http`", crate::image::printable(other));
+            Err(ConfigError::Setting { name: "value-file-schemes", reason })
+        }
+        None => Ok(schemes),
+    }
 }
 
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(name: &'static str, texts: &[String]) -> Result<Vec<T>, ConfigError> {
@@ -349,5 +416,7 @@ mod tests {
         let missing = Raw { config: Some("/nothing/here".into()), ..Raw::default() };
         assert_eq!(missing.check().expect_err("no file").to_string(), "configuration `/nothing/here` cannot be read");
         assert!(with_file("image-paths: [x]\n", Raw::default()).is_err());
+        assert!(with_file("value-file-schemes: [s3]\n", Raw::default()).is_err());
+        assert!(with_file("sandbox: strict\n", Raw::default()).is_err());
     }
 }

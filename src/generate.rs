@@ -30,7 +30,7 @@ use crate::parameters::Mode;
 use crate::pin::{Freshness, Given, Pin, Usage};
 use crate::placeholder::Scan;
 use crate::registry::TagSource;
-use crate::render::{Plan, RenderError, Tools};
+use crate::render::{Plan, Purpose, RenderError, Tools};
 use crate::resolve::{Question, Resolver};
 use crate::rules::{Reader, Rules, Target};
 use crate::workspace::{Checkout, WorkspaceError};
@@ -99,7 +99,7 @@ pub async fn generate<S: TagSource + 'static>(
     let mut failures = Vec::new();
     let rules = keep(read_rules(checkout, application), &mut failures);
     let given = keep(read_given(checkout, application), &mut failures);
-    let mut plan = match Plan::prepare(checkout, application, tools).await {
+    let mut plan = match Plan::prepare(checkout, application, tools, Purpose::Render).await {
         Ok(plan) => plan,
         Err(error) => return Err(with(failures, render_failure(&error))),
     };
@@ -236,7 +236,7 @@ pub async fn check(
     let mut failures = Vec::new();
     let rules = keep(read_rules(checkout, application), &mut failures);
     let given = keep(read_given(checkout, application), &mut failures);
-    let plan = match Plan::prepare(checkout, application, tools).await {
+    let plan = match Plan::prepare(checkout, application, tools, Purpose::Inspect).await {
         Ok(plan) => plan,
         Err(error) => return Err(with(failures, render_failure(&error))),
     };
@@ -297,7 +297,7 @@ pub async fn survey<S: TagSource + 'static>(
 ) -> Result<BTreeMap<String, String>, Failures> {
     let rules = read_rules(checkout, application)?;
     let given = read_given(checkout, application)?;
-    let plan = Plan::prepare(checkout, application, tools).await.map_err(|error| render_failure(&error))?;
+    let plan = Plan::prepare(checkout, application, tools, Purpose::Inspect).await.map_err(|error| render_failure(&error))?;
     let Inputs { mut asks, failures, .. } = Inputs::read(&plan, Some(&rules));
     if !failures.is_empty() {
         return Err(Failures(failures));

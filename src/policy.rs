@@ -26,6 +26,7 @@ pub use constraint::{Constraint, ConstraintError};
 pub use error::PolicyError;
 pub use filter::{GlobError, PatternError, TemplateError};
 pub use selection::{Built, Candidate, Facts, Funnel, NoMatch, Selection, Step};
+pub use version::parse as read_version;
 
 /// Most patterns that `ignore-tags` may list.
 const MAX_IGNORED: usize = 100;

@@ -4,8 +4,8 @@
 //! child has its own process group, which is killed as a whole at the deadline, when the caller goes away and when the output is too
 //! long: killing the leader alone leaves grandchildren that hold the pipes.
 
-pub mod border;
 pub mod pool;
+pub mod sandbox;
 pub mod worker;
 
 use std::ffi::OsString;
@@ -18,12 +18,12 @@ use std::time::Duration;
 
 use regex::Regex;
 use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::image::printable;
-use border::Border;
 use pool::Pool;
+use sandbox::Sandbox;
 
 /// Standard error that is kept for a message, in bytes.
 const MAX_STDERR: usize = 64 * 1024;
@@ -42,11 +42,15 @@ pub struct Child {
     pub directory: PathBuf,
     /// All of the child's environment; nothing is inherited.
     pub environment: Vec<(OsString, OsString)>,
+    /// What it finds on standard input.
+    pub input: Vec<u8>,
     pub deadline: Duration,
     /// Longest standard output, in bytes.
     pub max_output: usize,
-    /// What it may open, if that is less than what we may.
-    pub border: Option<Border>,
+    /// Directories of this render alone. A worker has them moved to where it can read them.
+    pub places: Vec<PathBuf>,
+    /// What it may do: there is no child without one.
+    pub sandbox: Sandbox,
 }
 
 /// What a successful child wrote.
@@ -54,6 +58,15 @@ pub struct Child {
 pub struct Output {
     pub stdout: Vec<u8>,
     pub stderr: String,
+}
+
+/// How a child ended, well or not.
+#[derive(Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    pub stdout: Vec<u8>,
+    /// Its start, up to a bound.
+    pub stderr: Vec<u8>,
 }
 
 /// Why a child gave no result.
@@ -70,8 +83,8 @@ pub enum ProcessError {
         command: String,
         status: String,
         stderr: String,
-        /// Could it open less than we can?
-        is_confined: bool,
+        /// What its sandbox may have to do with it.
+        hint: Option<String>,
     },
     #[error("`{command}` did not finish within {}", humantime::format_duration(*after))]
     Deadline { command: String, after: Duration },
@@ -97,9 +110,7 @@ impl ProcessError {
                 };
                 Some(format!("install it, or say where it is with {flag}"))
             }
-            Self::Failed { stderr, is_confined: true, .. } if stderr.contains("permission denied") => {
-                Some("files outside the application's checkout are not open to a render".into())
-            }
+            Self::Failed { hint, .. } => hint.clone(),
             Self::Deadline { .. } => Some("raise `--render-timeout`, and Argo CD's own timeouts with it".into()),
             _ => None,
         }
@@ -170,6 +181,16 @@ impl Child {
     ///
     /// [`ProcessError`]; a failed child's standard error is in it.
     pub async fn run(&self) -> Result<Output, ProcessError> {
+        let Finished { status, stdout, stderr } = self.finish().await?;
+        self.ended(if status.success() { None } else { Some(told(status)) }, stdout, &stderr)
+    }
+
+    /// Runs the child to its end, whatever that is. Dropping the future kills it.
+    ///
+    /// # Errors
+    ///
+    /// [`ProcessError`] when it cannot be started or has no end within the bounds.
+    pub async fn finish(&self) -> Result<Finished, ProcessError> {
         // With a path it is spawned; for a name, this whole process would be forked first.
         let program = match found(&self.program) {
             Some(program) => program,
@@ -182,25 +203,31 @@ impl Child {
             .current_dir(&self.directory)
             .env_clear()
             .envs(self.environment.iter().map(|(key, value)| (key, value)))
-            .stdin(Stdio::null())
+            .envs(self.sandbox.environment())
+            .stdin(if self.input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        let spawned = match &self.border {
-            Some(border) => border.spawn(&mut command),
-            None => command.spawn(),
-        };
-        let mut child = spawned.map_err(|error| self.not_started(error))?;
+        let mut child = self.sandbox.spawn(&mut command).map_err(|error| self.not_started(error))?;
         let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
+        let stdin = child.stdin.take();
+        let write = async {
+            if let Some(mut stdin) = stdin {
+                // A program that does not read its input is free to do so.
+                let _ = stdin.write_all(&self.input).await;
+            }
+            Ok(())
+        };
         let work = async {
-            let (stdout, stderr) = tokio::try_join!(read(stdout, self.max_output, false), read(stderr, MAX_STDERR, true))?;
-            Ok::<_, io::Error>((stdout, stderr, child.wait().await?))
+            let reads = (read(stdout, self.max_output, false), read(stderr, MAX_STDERR, true));
+            let (stdout, stderr, ()) = tokio::try_join!(reads.0, reads.1, write)?;
+            Ok::<_, io::Error>(Finished { status: child.wait().await?, stdout, stderr })
         };
         let finished = tokio::time::timeout(self.deadline, work).await;
-        let (stdout, stderr, status) = match finished {
+        let finished = match finished {
             Err(_) => return Err(ProcessError::Deadline { command: self.command(), after: self.deadline }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
                 return Err(ProcessError::TooLong { command: self.command(), limit: self.max_output });
@@ -209,7 +236,7 @@ impl Child {
             Ok(Ok(finished)) => finished,
         };
         group.0 = None;
-        self.ended(if status.success() { None } else { Some(told(status)) }, stdout, &stderr)
+        Ok(finished)
     }
 
     fn not_started(&self, source: io::Error) -> ProcessError {
@@ -222,8 +249,8 @@ impl Child {
         match status {
             None => Ok(Output { stdout, stderr }),
             Some(status) => {
-                let (command, stderr, is_confined) = (self.command(), clean(&stderr), self.border.is_some());
-                Err(ProcessError::Failed { command, status, stderr, is_confined })
+                let hint = self.sandbox.hint(&stderr);
+                Err(ProcessError::Failed { command: self.command(), status, stderr: clean(&stderr), hint })
             }
         }
     }
@@ -293,6 +320,7 @@ fn indented(stderr: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sandbox::{Level, Mode, Sandboxes};
 
     fn shell(script: &str) -> Child {
         Child {
@@ -300,10 +328,16 @@ mod tests {
             arguments: vec!["-c".into(), script.into()],
             directory: std::env::temp_dir(),
             environment: vec![("GIVEN".into(), "1".into())],
+            input: Vec::new(),
             deadline: Duration::from_secs(20),
             max_output: 1024,
-            border: None,
+            places: Vec::new(),
+            sandbox: sandboxes().offline(Path::new("/bin/sh")).expect("taken as it is").with_programs(),
         }
+    }
+
+    fn sandboxes() -> Sandboxes {
+        Sandboxes::new(Mode::BestEffort, Level::probe(), Vec::new())
     }
 
     #[tokio::test]
@@ -313,11 +347,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_child_reads_its_input_or_not() {
+        let cat = Child { input: b"input".to_vec(), ..shell("cat") };
+        assert_eq!(cat.run().await.expect("success").stdout, b"input");
+        let deaf = Child { input: vec![b'x'; 1 << 20], ..shell("exec <&-; echo done") };
+        assert_eq!(deaf.run().await.expect("success").stdout, b"done\n");
+    }
+
+    #[tokio::test]
     async fn a_failing_child_says_why() {
         let error = shell("echo 'Error: no\x1b[31m'>&2; exit 3").run().await.expect_err("exit 3");
         assert_eq!(error.to_string(), "`sh` failed: exit status 3\n  Error: no\u{fffd}[31m");
-        let other = shell("echo permission denied by the registry >&2; exit 1").run().await.expect_err("exit 1");
-        assert_eq!(other.hint(), None, "it is not kept from files");
+        let script = "echo permission denied >&2; exit 1";
+        let off = Sandboxes::new(Mode::Off, Level::probe(), Vec::new()).offline(Path::new("/bin/sh")).expect("none");
+        let other = Child { sandbox: off, ..shell(script) }.run().await.expect_err("exit 1");
+        assert_eq!(other.hint(), None, "it is not kept from anything");
+        let kept = shell(script).run().await.expect_err("exit 1");
+        assert_eq!(kept.hint().is_some(), Level::probe().landlock > 0 || Level::probe().seccomp);
         let missing = Child { program: "/does/not/exist".into(), ..shell("") };
         assert!(missing.run().await.expect_err("no program").hint().is_some());
     }
@@ -354,10 +400,9 @@ mod tests {
     #[tokio::test]
     async fn the_whole_group_is_killed_at_the_deadline() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        let child = Child {
-            deadline: Duration::from_secs(3),
-            ..shell(&format!("sleep 600 & echo $! > {}; wait", file.path().display()))
-        };
+        let child = shell(&format!("sleep 600 & echo $! > {}; wait", file.path().display()));
+        let sandbox = child.sandbox.clone().writing(file.path());
+        let child = Child { deadline: Duration::from_secs(3), sandbox, ..child };
         assert!(matches!(child.run().await, Err(ProcessError::Deadline { .. })));
         let pid: i32 = std::fs::read_to_string(file.path()).expect("a pid").trim().parse().expect("a number");
         for _ in 0..6000 {
@@ -371,19 +416,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_border_is_kept_by_the_child_and_what_it_starts() {
-        if !Border::is_kept() {
-            assert!(std::env::var_os("CI").is_none(), "this kernel has no Landlock");
-            eprintln!("SKIPPED a_border_is_kept_by_the_child_and_what_it_starts: this kernel has no Landlock");
+    async fn a_sandbox_holds_the_child_and_what_it_starts() {
+        let level = Level::probe();
+        if level.landlock == 0 || !level.seccomp {
+            assert!(std::env::var_os("CI").is_none(), "this kernel has no sandbox: {level}");
+            eprintln!("SKIPPED a_sandbox_holds_the_child_and_what_it_starts: this kernel has {level}");
             return;
         }
         let [inside, home, outside] = [0; 3].map(|_| tempfile::tempdir().expect("a directory"));
         std::fs::write(inside.path().join("file"), "inside").expect("written");
         std::fs::write(outside.path().join("file"), "s3cret").expect("written");
-        let border = Border { readable: vec![inside.path().to_owned()], writable: vec![home.path().to_owned()] };
+        let sandbox = sandboxes().offline(Path::new("/bin/sh")).expect("kept").with_programs();
+        let sandbox = sandbox.reading(inside.path()).writing(home.path());
         let [i, h, o] = [&inside, &home, &outside].map(|dir| dir.path().display().to_string());
         let run = async |script: String| {
-            let child = Child { directory: inside.path().to_owned(), border: Some(border.clone()), ..shell(&script) };
+            let child = Child { directory: inside.path().to_owned(), sandbox: sandbox.clone(), ..shell(&script) };
             child.run().await.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
         };
         assert_eq!(run(format!("cat file; echo x > {h}/x; cat {h}/x /dev/null")).await.expect("permitted"), "insidex\n");

@@ -5,6 +5,7 @@
 //! Choice and arguments follow Argo CD's `reposerver/repository/repository.go` and `util/{helm,kustomize}`.
 
 pub mod chart;
+pub mod charts;
 pub mod directory;
 pub mod helm;
 pub mod kustomize;
@@ -14,17 +15,21 @@ pub mod schema;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::application::Application;
+use crate::egress::Policy;
 use crate::image::{Repository, printable};
 use crate::parameters::Choice;
 use crate::placeholder::image::{ImageNotFound, beside_each};
 use crate::placeholder::{self, Scan, Site};
+use crate::process::sandbox::{NotKept, Sandboxes};
 use crate::process::{ProcessError, Runner};
 use crate::values::TooManyValues;
 use crate::workspace::{ANY_DEPTH, Checkout, WorkspaceError};
 use crate::yaml::YamlError;
+use charts::{ChartError, Charts};
 use memo::Memo;
 
 /// The tools and the operator's choices about them.
@@ -40,28 +45,30 @@ pub struct Tools {
     pub max_output: usize,
     /// Options for `kustomize build`.
     pub kustomize_build_options: Vec<String>,
-    /// Schemes of value files that Helm may fetch; none by default.
+    /// Schemes of value files that may be fetched; none by default.
     pub value_file_schemes: Vec<String>,
     /// Largest sum of a directory's manifests, in bytes.
     pub max_directory_bytes: u64,
     /// Texts that were rendered before, where renders share a process.
     pub memo: Option<Memo>,
+    /// What bounds every child.
+    pub sandboxes: Sandboxes,
+    /// What Kustomize may fetch.
+    pub egress: Arc<Policy>,
+    /// Charts and value files from elsewhere.
+    pub charts: Charts,
 }
 
-/// Variables that a child inherits: where to find programs, and how to reach the network.
-const INHERITED: [&str; 11] = [
-    "PATH",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "ALL_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "all_proxy",
-    "SSL_CERT_FILE",
-    "SSL_CERT_DIR",
-];
+/// What a plan is made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Render,
+    /// Only looking: no tool runs and nothing is fetched, so that dependencies and remote value files may be missing.
+    Inspect,
+}
+
+/// Variables that a child inherits: where to find programs and certificates. A proxy's address may hold a password.
+const INHERITED: [&str; 3] = ["PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
 
 /// Files that stand in a message.
 const FEW: usize = 3;
@@ -83,6 +90,16 @@ pub enum RenderError {
     #[error("`{path}` is not YAML")]
     NotYaml { path: String, source: YamlError },
     #[error("{what}")]
+    Chart {
+        what: String,
+        #[source]
+        source: ChartError,
+    },
+    #[error(transparent)]
+    NotKept(#[from] NotKept),
+    #[error("the proxy for a tool could not be started")]
+    Proxy(#[source] Arc<std::io::Error>),
+    #[error("{what}")]
     Invalid { what: String, hint: Option<String> },
     #[error(transparent)]
     TooManyValues(#[from] TooManyValues),
@@ -97,6 +114,8 @@ impl RenderError {
         match self {
             Self::Process(error) => error.hint(),
             Self::Invalid { hint, .. } => hint.clone(),
+            Self::Chart { source, .. } => source.hint(),
+            Self::NotKept(error) => Some(error.hint()),
             Self::Empty { .. } => {
                 Some("mend them, or leave them out with `directory-exclude`: Argo CD would prune the whole application".into())
             }
@@ -171,19 +190,29 @@ impl Plan {
     /// # Errors
     ///
     /// [`RenderError`], for a missing or unreadable file, or a path that leads out of the checkout.
-    pub async fn prepare(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
-        let plan = Self::prepare_once(checkout, application, tools).await;
-        if lacks_files(&plan, checkout) { Self::prepare_once(checkout, application, tools).await } else { plan }
+    pub async fn prepare(
+        checkout: &Checkout,
+        application: &Application,
+        tools: &Tools,
+        purpose: Purpose,
+    ) -> Result<Self, RenderError> {
+        let plan = Self::prepare_once(checkout, application, tools, purpose).await;
+        if lacks_files(&plan, checkout) { Self::prepare_once(checkout, application, tools, purpose).await } else { plan }
     }
 
-    async fn prepare_once(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
+    async fn prepare_once(
+        checkout: &Checkout,
+        application: &Application,
+        tools: &Tools,
+        purpose: Purpose,
+    ) -> Result<Self, RenderError> {
         let choice = match application.parameters.renderer {
             Choice::Auto => detect(&checkout.app_dir()),
             choice => choice,
         };
         Ok(match choice {
             Choice::Kustomize => Self::Kustomize(Box::new(kustomize::Plan::prepare(checkout, application, tools)?)),
-            Choice::Helm => Self::Helm(Box::new(helm::Plan::prepare(checkout, application, tools).await?)),
+            Choice::Helm => Self::Helm(Box::new(helm::Plan::prepare(checkout, application, tools, purpose).await?)),
             Choice::Directory | Choice::Auto => Self::Directory(directory::Plan::prepare(checkout, application, tools)?),
         })
     }
@@ -329,7 +358,7 @@ fn detect(dir: &Path) -> Choice {
 }
 
 /// A child's environment: what is inherited, a private home, and more.
-fn environment(home: &Path, more: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
+pub(crate) fn environment(home: &Path, more: &[(&str, OsString)]) -> Vec<(OsString, OsString)> {
     let inherited = INHERITED.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?)));
     let homes = ["HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"];
     let homes = homes.iter().map(|name| (OsString::from(name), home.as_os_str().to_owned()));

@@ -29,9 +29,10 @@ use crate::generate::clock::Clock;
 use crate::generate::{Generated, generate, survey};
 use crate::process::Child;
 use crate::registry::TagSource;
+use crate::render::{Tools, environment};
 use crate::resolve::Resolver;
 use crate::telemetry::Metrics;
-use crate::workspace::{ANY_DEPTH, Checkout};
+use crate::workspace::{ANY_DEPTH, Checkout, Workspace};
 use account::Account;
 use board::Board;
 use plugin::Plugin;
@@ -92,7 +93,7 @@ impl<S: TagSource + 'static> Service<S> {
 
     /// Is the application one for this plugin? Follows Argo CD's `matchRepository`: the first way that is configured decides.
     async fn matches(&self, received: &Received, deadline: Option<Instant>) -> Result<bool, Status> {
-        let (discover, timeout) = (self.plugin.discover.clone(), self.config.tools.timeout);
+        let (discover, config) = (self.plugin.discover.clone(), Arc::clone(&self.config));
         let received = received.clone();
         let work = async move {
             let checkout = received.checkout()?;
@@ -108,7 +109,7 @@ impl<S: TagSource + 'static> Service<S> {
             }
             match discover.command.as_slice() {
                 [] => Ok(false),
-                words => Ok(command(words, &checkout, &received, timeout).await.is_ok_and(|output| !output.is_empty())),
+                words => Ok(command(words, &checkout, &received, &config.tools).await.is_ok_and(|output| !output.is_empty())),
             }
         };
         self.renders.run(deadline, work).await.map_err(not_run)?
@@ -123,7 +124,7 @@ impl<S: TagSource + 'static> Service<S> {
             let checkout = received.checkout()?;
             let mut announced = Vec::new();
             if !dynamic.is_empty() {
-                let output = command(&dynamic, &checkout, &received, config.tools.timeout).await?;
+                let output = command(&dynamic, &checkout, &received, &config.tools).await?;
                 let read = plugin::announcements(&output);
                 announced = read.map_err(|error| {
                     Status::failed_precondition(format!("error executing dynamic parameter output command: {error}"))
@@ -201,21 +202,28 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
     }
 }
 
-/// Runs a command of `plugin.yaml` in the application's directory, with our environment and the application's over it. It may look for
-/// anything.
-async fn command(words: &[String], checkout: &Checkout, received: &Received, timeout: Duration) -> Result<Vec<u8>, Status> {
-    checkout.complete().map_err(|error| Status::internal(short(&chain(&error))))?;
-    let own = std::env::vars_os();
+/// Runs a command of `plugin.yaml` in the application's directory, with the application's environment. It may look for anything in the
+/// checkout, and call the programs of the system; it has no network.
+async fn command(words: &[String], checkout: &Checkout, received: &Received, tools: &Tools) -> Result<Vec<u8>, Status> {
+    let internal = |error: &dyn std::error::Error| Status::internal(short(&chain(error)));
+    checkout.complete().map_err(|error| internal(&error))?;
+    let workspace = Workspace::create().map_err(|error| internal(&error))?;
+    let home = workspace.home().map_err(|error| internal(&error))?;
+    // As for Go: a path leads from the directory, a name from PATH.
+    let program = if words[0].contains('/') { checkout.app_dir().join(&words[0]) } else { words[0].clone().into() };
     let given = received.environment.iter().filter(|entry| !entry.name.is_empty());
+    let given = given.map(|entry| (entry.name.clone().into(), entry.value.clone().into()));
+    let sandbox = tools.sandboxes.offline(&program).map_err(|error| internal(&error))?.with_programs();
     let child = Child {
-        // As for Go: a path leads from the directory, a name from PATH.
-        program: if words[0].contains('/') { checkout.app_dir().join(&words[0]) } else { words[0].clone().into() },
+        program,
         arguments: words[1..].iter().map(Into::into).collect(),
         directory: checkout.app_dir(),
-        environment: own.chain(given.map(|entry| (entry.name.clone().into(), entry.value.clone().into()))).collect(),
-        deadline: timeout,
+        environment: environment(&home, &[]).into_iter().chain(given).collect(),
+        input: Vec::new(),
+        deadline: tools.timeout,
         max_output: 1024 * 1024,
-        border: None,
+        places: Vec::new(),
+        sandbox: sandbox.executing(checkout.root()).writing(workspace.path()),
     };
     child.run().await.map(|output| output.stdout).map_err(|error| Status::failed_precondition(short(&chain(&error))))
 }

@@ -129,6 +129,11 @@ impl Checkout {
         Ok(Self { app, ..checkout })
     }
 
+    /// Is its directory this render's own?
+    pub fn is_own(&self) -> bool {
+        self.tree.is_some()
+    }
+
     /// Makes sure that everything below a directory is on disk, and what links in it lead to: before a tool looks there by itself.
     ///
     /// # Errors

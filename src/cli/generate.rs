@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::manifest::{ManifestArguments, Rendered, read_manifest};
-use super::{Outcome, client, configured, resolver};
+use super::{Outcome, configured, resolver};
 use crate::application::{Application, PARAMETERS};
 use crate::config;
 use crate::failure::{Failure, Failures};
@@ -16,7 +16,7 @@ use crate::generate::clock::{self, Clock};
 use crate::generate::{Generated, generate};
 use crate::pin::{self, Freshness, Pin, Usage};
 use crate::resolve::neighbour::Neighbour;
-use crate::telemetry::{Hits, Requests};
+use crate::telemetry::Hits;
 use crate::workspace::Checkout;
 
 /// The longest wait for a `pinion serve`, before the registry is asked.
@@ -94,10 +94,9 @@ impl Arguments {
                 renders
             }
         };
-        let client = client(&config, Requests::default());
         let neighbour =
-            Neighbour { socket: config.pins_socket.clone(), configuration: client.configuration(), patience: PATIENCE };
-        let resolver = resolver(&config, client, Hits::default(), Some(neighbour));
+            Neighbour { socket: config.pins_socket.clone(), configuration: config.client.configuration(), patience: PATIENCE };
+        let resolver = resolver(&config, Hits::default(), Some(neighbour));
         let (mut failures, mut done) = (Vec::new(), Vec::new());
         let mut clock = started;
         for Rendered { label, application, checkout } in &mut renders {

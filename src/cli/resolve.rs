@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Format, Outcome, Usage, client, configured, print, resolver, write};
+use super::{Format, Outcome, Usage, configured, print, resolver, write};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::image::Repository;
@@ -10,7 +10,7 @@ use crate::pin::{Considered, Freshness, Pin};
 use crate::placeholder::words::{Spec, Target, Words};
 use crate::registry::Access;
 use crate::resolve::{Question, ResolveError};
-use crate::telemetry::{Hits, Requests};
+use crate::telemetry::Hits;
 
 /// Print the newest permitted tag of an image
 ///
@@ -48,9 +48,7 @@ impl Arguments {
     pub async fn run(self) -> anyhow::Result<Outcome> {
         let question = question(self.words)?;
         let config = configured(self.config)?;
-        let client = client(&config, Requests::default());
-        let answer =
-            resolver(&config, client, Hits::default(), None).resolve(std::slice::from_ref(&question), None).await.remove(0);
+        let answer = resolver(&config, Hits::default(), None).resolve(std::slice::from_ref(&question), None).await.remove(0);
         let pin = match answer {
             Ok(pin) => pin,
             Err(error) => {

@@ -21,12 +21,13 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use super::{Outcome, client, configured, resolver};
+use super::{Outcome, configured, resolver};
 use crate::config;
 use crate::failure::chain;
 use crate::process::pool::{Counts, Limits, Pool};
 use crate::process::{Runner, found};
 use crate::registry::{Client, RegistriesConfig};
+use crate::render::Tools;
 use crate::render::memo::Memo;
 use crate::resolve::Resolver;
 use crate::server::board::{Board, is_token};
@@ -38,7 +39,7 @@ use crate::server::renders::Renders;
 use crate::server::shelf::Shelf;
 use crate::server::socket::Socket;
 use crate::server::{Service, init, pins};
-use crate::telemetry::{Hits, Metrics, Requests};
+use crate::telemetry::{Hits, Metrics};
 use crate::workspace::archive::Bounds;
 
 /// Time for running renders to end after a SIGTERM. Kubernetes gives 30 s by default.
@@ -160,17 +161,17 @@ impl Arguments {
         config.registries.credential_problems().iter().for_each(|problem| tracing::warn!("{problem}"));
         let workers = Counts::default();
         // Before there is a socket: nobody shall wait at it.
-        config.tools.templates = if self.helm_workers { runner(&config.tools.helm, &workers).await } else { Runner::Process };
+        config.tools.templates = if self.helm_workers { runner(&config.tools, &workers).await } else { Runner::Process };
         let renders = Renders::new(at_once).context("the threads that render cannot be started")?;
-        let (requests, hits) = (Requests::default(), Hits::default());
+        let hits = Hits::default();
         config.tools.memo = (self.memo_bytes > 0).then(|| Memo::new(&work_dir, self.memo_bytes));
-        let mut metrics = Metrics::new(&requests, &hits, &renders.gauges);
+        let mut metrics = Metrics::new(&config.requests, &hits, &renders.gauges);
         config.tools.memo.iter().for_each(|memo| metrics.memo(memo));
         metrics.helm(&config.tools.templates, &workers);
         let metrics = Arc::new(metrics);
         let board = Arc::new(Board::default());
-        let client = client(&config, requests);
-        let resolver = Arc::new(resolver(&config, client.clone(), hits, None));
+        let client = config.client.clone();
+        let resolver = Arc::new(resolver(&config, hits, None));
         let mut tasks = JoinSet::new();
         let pins_socket = listen_for_pins(&config.pins_socket, &resolver, &client, &mut tasks);
         if let Some(path) = config.registries_conf.clone() {
@@ -305,11 +306,12 @@ async fn follow(path: PathBuf, mut known: Option<Vec<u8>>, client: Client) {
 }
 
 /// Warm workers where the Helm program is one, else a process for each render.
-async fn runner(helm: &Path, workers: &Counts) -> Runner {
+async fn runner(tools: &Tools, workers: &Counts) -> Runner {
+    let helm = &tools.helm;
     if found(helm).is_none() {
         return Runner::Process;
     }
-    match Pool::start(helm, Limits::default(), workers.clone()).await {
+    match Pool::start(helm, Limits::default(), workers.clone(), tools.sandboxes.clone()).await {
         Ok(pool) => {
             tracing::info!(helm = %helm.display(), confined = pool.is_confined(), "charts are rendered by warm workers");
             Runner::Pool(pool)

@@ -13,7 +13,7 @@ use semver::{BuildMetadata, Prerelease, Version};
 /// Reads a version leniently. Build metadata is checked and left out, since it has no part in precedence.
 ///
 /// None: the text is no version, or one of its three numbers exceeds 64 bits.
-pub(super) fn parse(text: &str) -> Option<Version> {
+pub fn parse(text: &str) -> Option<Version> {
     let text = match text.split_once('+') {
         Some((_, "")) => return None,
         Some((rest, build)) => BuildMetadata::new(build).ok().map(|_| rest)?,

@@ -2,9 +2,12 @@
 //!
 //! A worker is started when a render finds none that is idle, so that there are as many as renders at once, and is let go when it was
 //! idle for long. It is killed at the deadline of a render and when the caller goes away, and replaced after many renders or when it
-//! grew. When it dies of a render, or cannot do it, that render is done once more by a process: whatever is wrong, what comes out is
-//! what a process gives.
+//! grew. When it dies of a render, or cannot do it, that render is done once more by a process, in a sandbox of the same profile: whatever
+//! is wrong, what comes out is what a process gives, and nothing is repeated with fewer restrictions.
+//!
+//! A worker can read one directory, its own and empty between renders. What a render is made of is moved there for its time.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,8 +15,10 @@ use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
+use tempfile::TempDir;
 use tokio::time::Instant;
 
+use super::sandbox::Sandboxes;
 use super::worker::{Answer, Worker};
 use super::{Child, Output, ProcessError};
 
@@ -53,14 +58,16 @@ pub struct Pool {
     program: PathBuf,
     limits: Limits,
     counts: Counts,
+    sandboxes: Sandboxes,
     /// The one that was used last is the last.
     idle: Mutex<Vec<(Counted, Instant)>>,
 }
 
-/// A worker, and the renders that it did.
+/// A worker, its directory, and the renders that it did.
 #[derive(Debug)]
 struct Counted {
     worker: Worker,
+    dir: TempDir,
     renders: usize,
     living: Gauge,
 }
@@ -77,8 +84,8 @@ impl Pool {
     /// # Errors
     ///
     /// When it is none: it cannot be started, says nothing in time, or something else.
-    pub async fn start(program: &Path, limits: Limits, counts: Counts) -> io::Result<Arc<Self>> {
-        let pool = Arc::new(Self { program: program.to_owned(), limits, counts, idle: Mutex::default() });
+    pub async fn start(program: &Path, limits: Limits, counts: Counts, sandboxes: Sandboxes) -> io::Result<Arc<Self>> {
+        let pool = Arc::new(Self { program: program.to_owned(), limits, counts, sandboxes, idle: Mutex::default() });
         let first = pool.fresh().await?;
         pool.put_back(first);
         let weak = Arc::downgrade(&pool);
@@ -107,7 +114,10 @@ impl Pool {
         let started = Instant::now();
         let in_worker = async {
             let mut worker = self.take().await?;
-            let answer = worker.worker.run(child).await?;
+            // Moved back before the worker's directory can go.
+            let moved = Moved::new(child, worker.dir.path())?;
+            let answer = worker.worker.run(&moved.child).await?;
+            drop(moved);
             Ok::<_, io::Error>((worker, answer))
         };
         match tokio::time::timeout(child.deadline, in_worker).await {
@@ -144,9 +154,11 @@ impl Pool {
     }
 
     async fn fresh(&self) -> io::Result<Counted> {
-        let worker = tokio::time::timeout(self.limits.start, Worker::start(&self.program)).await??;
+        let dir = tempfile::Builder::new().prefix("worker-").tempdir()?;
+        let sandbox = self.sandboxes.offline(&self.program).map_err(io::Error::other)?.reading(dir.path());
+        let worker = tokio::time::timeout(self.limits.start, Worker::start(&self.program, &sandbox)).await??;
         self.counts.workers.inc();
-        Ok(Counted { worker, renders: 0, living: self.counts.workers.clone() })
+        Ok(Counted { worker, dir, renders: 0, living: self.counts.workers.clone() })
     }
 
     fn put_back(&self, worker: Counted) {
@@ -164,6 +176,54 @@ impl Pool {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Counted, Instant)>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A child whose places are in a worker's directory, until this is dropped.
+struct Moved {
+    child: Child,
+    /// From where, and to where.
+    places: Vec<(PathBuf, PathBuf)>,
+}
+
+impl Moved {
+    fn new(child: &Child, dir: &Path) -> io::Result<Self> {
+        let mut moved = Self { child: child.clone(), places: Vec::new() };
+        for place in &child.places {
+            let name = place.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+            let to = dir.join(name);
+            std::fs::rename(place, &to)?;
+            moved.places.push((place.clone(), to.clone()));
+            moved.child.relocate(place, &to);
+        }
+        Ok(moved)
+    }
+}
+
+impl Drop for Moved {
+    fn drop(&mut self) {
+        for (place, to) in self.places.drain(..) {
+            if let Err(error) = std::fs::rename(&to, &place) {
+                tracing::error!(%error, "the files of a render could not be moved back");
+            }
+        }
+    }
+}
+
+impl Child {
+    /// Writes one path in place of another wherever it stands. The names of places are random, so they mean nothing else.
+    fn relocate(&mut self, from: &Path, to: &Path) {
+        let (Some(from), Some(to)) = (from.to_str(), to.to_str()) else { return };
+        let replace = |word: &mut OsString| {
+            if let Some(text) = word.to_str().filter(|text| text.contains(from)) {
+                *word = text.replace(from, to).into();
+            }
+        };
+        self.arguments.iter_mut().for_each(replace);
+        self.environment.iter_mut().map(|(_, value)| value).for_each(replace);
+        let mut directory = std::mem::take(&mut self.directory).into_os_string();
+        replace(&mut directory);
+        self.directory = directory.into();
     }
 }
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 
+use super::sandbox::Sandbox;
 use super::{Child, MAX_STDERR, found};
 
 /// The protocol that is spoken here.
@@ -62,7 +63,6 @@ struct Header {
     stdout: usize,
     stderr: usize,
     too_long: bool,
-    resident: u64,
 }
 
 /// What a command gave.
@@ -73,20 +73,21 @@ pub struct Answer {
     pub stderr: Vec<u8>,
     /// Was standard output longer than permitted? Then it is empty here.
     pub is_too_long: bool,
-    /// Memory of the worker, in bytes.
+    /// Memory of the worker, in bytes; 0 if it cannot be told.
     pub resident: u64,
 }
 
 impl Worker {
-    /// Starts a program as a worker and waits for its hello; the caller bounds the time.
+    /// Starts a program as a worker, in a sandbox, and waits for its hello; the caller bounds the time.
     ///
     /// # Errors
     ///
     /// When the program is no worker, or one of another version.
-    pub async fn start(program: &Path) -> io::Result<Self> {
-        // As a child is: by a path from here.
+    pub async fn start(program: &Path, sandbox: &Sandbox) -> io::Result<Self> {
+        // Like a child: by a path from here.
         let program = found(program).ok_or(io::ErrorKind::NotFound)?;
-        let mut process = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .arg("serve")
             .current_dir("/")
             .env_clear()
@@ -97,8 +98,8 @@ impl Worker {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()?;
+            .kill_on_drop(true);
+        let mut process = sandbox.spawn(&mut command)?;
         let requests = process.stdin.take().expect("stdin is piped");
         let mut answers = BufReader::new(process.stdout.take().expect("stdout is piped"));
         let hello: Hello = read(&mut answers).await.map_err(|error| match error.kind() {
@@ -121,6 +122,13 @@ impl Worker {
         self.process.id()
     }
 
+    /// It cannot read this itself.
+    fn resident(&self) -> u64 {
+        let text = self.id().and_then(|id| std::fs::read_to_string(format!("/proc/{id}/statm")).ok());
+        let pages = text.as_deref().and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+        pages.unwrap_or(0) * rustix::param::page_size() as u64
+    }
+
     /// Did it die while nobody looked?
     pub fn is_dead(&mut self) -> bool {
         !matches!(self.process.try_wait(), Ok(None))
@@ -137,14 +145,14 @@ impl Worker {
         let text = serde_json::to_vec(&request)?;
         let length = u32::try_from(text.len()).map_err(invalid)?;
         self.requests.write_all(&[&length.to_be_bytes(), text.as_slice()].concat()).await?;
-        let Header { status, stdout, stderr, too_long, resident } = read(&mut self.answers).await?;
+        let Header { status, stdout, stderr, too_long } = read(&mut self.answers).await?;
         if stdout > child.max_output || stderr > MAX_STDERR {
             return Err(invalid("an answer longer than permitted"));
         }
         let (mut out, mut err) = (vec![0; stdout], vec![0; stderr]);
         self.answers.read_exact(&mut out).await?;
         self.answers.read_exact(&mut err).await?;
-        Ok(Answer { status, stdout: out, stderr: err, is_too_long: too_long, resident })
+        Ok(Answer { status, stdout: out, stderr: err, is_too_long: too_long, resident: self.resident() })
     }
 }
 

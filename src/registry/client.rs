@@ -20,12 +20,14 @@ use tokio::time::Instant;
 
 use super::config::{RegistriesConfig, Route};
 use super::credential::docker::DockerConfig;
+use super::credential::helper::Helpers;
 use super::credential::{NOT_PERMITTED, Source};
 use super::error::{Because, RegistryError};
-use super::metadata::ACCEPT;
+use super::metadata::{self, ACCEPT};
 use super::{Access, Blob, ImageConfig, Listing, Manifest, TagSource, Target, auth};
 use crate::egress::{HostPattern, Policy, Refusal};
 use crate::image::{Digest, Repository, Tag};
+use crate::process::sandbox::Sandboxes;
 use crate::telemetry::Requests;
 use call::{Call, Kind};
 use connection::{Connection, Reply, Request};
@@ -65,6 +67,8 @@ pub struct Limits {
     pub allow_application_credentials: bool,
     /// Docker's `config.json`. Default: in `DOCKER_CONFIG`, else in `~/.docker`.
     pub docker_config: Option<PathBuf>,
+    /// What bounds programs that print a credential. Default: what this kernel keeps.
+    pub sandboxes: Sandboxes,
     /// Counts what is sent.
     pub requests: Requests,
 }
@@ -85,6 +89,7 @@ impl Default for Limits {
             egress: Arc::default(),
             allow_application_credentials: false,
             docker_config: DockerConfig::default_path(),
+            sandboxes: Sandboxes::default(),
             requests: Requests::default(),
         }
     }
@@ -138,18 +143,19 @@ impl Client {
 
     /// Finds the credential for a route, and its name.
     fn credential(&self, config: &RegistriesConfig, route: &Route, access: &Access) -> (String, Origin) {
-        let hidden = || config.credential_variables().into();
+        let sandboxes = self.shared.limits.sandboxes.clone();
+        let helpers = || Helpers { hidden: config.credential_variables(), sandboxes };
         if let Some(text) = access.source() {
             return match text.parse::<Source>() {
                 Ok(source) if self.may_use(&source) => {
-                    (format!("application/{source}"), Origin::Source { source, hidden: hidden() })
+                    (format!("application/{source}"), Origin::Source { source, helpers: helpers() })
                 }
                 Ok(source) => (format!("application/{source}"), Origin::Unusable(Because::cause(NOT_PERMITTED))),
                 Err(error) => ("application/unusable".to_owned(), Origin::Unusable(Arc::new(error))),
             };
         }
         if let Some(source) = &route.endpoint.credentials {
-            return (source.to_string(), Origin::Source { source: source.clone(), hidden: hidden() });
+            return (source.to_string(), Origin::Source { source: source.clone(), helpers: helpers() });
         }
         let host = route.endpoint.authority();
         // An address with a path is a registry within a host; its logins may be stored with that path.
@@ -157,7 +163,7 @@ impl Client {
         let path = path.trim_start_matches('/').to_owned();
         match self.shared.docker.find(&host, &path) {
             Ok(None) => ("anonymous".to_owned(), Origin::Anonymous),
-            Ok(Some(login)) => (login.identity(), Origin::Docker { login, hidden: hidden() }),
+            Ok(Some(login)) => (login.identity(), Origin::Docker { login, helpers: helpers() }),
             Err(cause) => ("docker-config:unusable".to_owned(), Origin::Unusable(cause)),
         }
     }
@@ -199,6 +205,32 @@ impl Client {
                 new
             }
         }
+    }
+
+    /// The archive of a chart in an OCI registry, as its manifest describes it, by the operator's credential.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`], also when there is something else than a chart.
+    pub async fn chart(&self, repository: &Repository, tag: &Tag, limit: usize) -> Result<Blob, RegistryError> {
+        let limits = &self.shared.limits;
+        self.within(repository, &Access::operator(), |call| async move {
+            let mut request = call.get(&format!("manifests/{tag}"), limits.manifest_bytes);
+            request.accept = Some(ACCEPT);
+            let reply = call.require(request, Kind::Other, format!("{}:{tag}", call.repository)).await?;
+            let blob = metadata::chart(&reply.body).map_err(|text| call.malformed(text))?;
+            if blob.size > limit as u64 { Err(call.too_large(connection::size(limit))) } else { Ok(blob) }
+        })
+        .await
+    }
+
+    /// The bytes of a blob, verified against its digest.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub async fn blob(&self, repository: &Repository, blob: &Blob, limit: usize) -> Result<bytes::Bytes, RegistryError> {
+        self.within(repository, &Access::operator(), |call| async move { read_blob(&call, blob, limit).await }).await
     }
 
     /// Runs a question until its deadline.
@@ -304,14 +336,18 @@ fn media_type(reply: &Reply) -> String {
 }
 
 async fn read_config(call: &Call, blob: &Blob, limits: &Limits) -> Result<ImageConfig, RegistryError> {
-    let cap = limits.config_bytes;
+    let body = read_blob(call, blob, limits.config_bytes).await?;
+    ImageConfig::read(&body).map_err(|text| call.malformed(text))
+}
+
+async fn read_blob(call: &Call, blob: &Blob, cap: usize) -> Result<bytes::Bytes, RegistryError> {
     if blob.size > cap as u64 {
         return Err(call.too_large(connection::size(cap)));
     }
     let request: Request = call.get(&format!("blobs/{}", blob.digest), usize::try_from(blob.size).unwrap_or(cap).min(cap));
     let reply = call.require(request, Kind::Blob, format!("{}@{}", call.repository, blob.digest)).await?;
     if Digest::of(&reply.body) != blob.digest {
-        return Err(call.malformed(format!("the image configuration `{}` is not what its digest says", blob.digest)));
+        return Err(call.malformed(format!("the blob `{}` is not what its digest says", blob.digest)));
     }
-    ImageConfig::read(&reply.body).map_err(|text| call.malformed(text))
+    Ok(reply.body)
 }

@@ -8,8 +8,8 @@
 //! output. They inherit our environment, since that is where cloud identities are, without Argo CD's variables, which applications can
 //! set, and without the variables that `registries.conf` names as other registries' credentials.
 
-pub(super) mod child;
 pub(super) mod docker;
+pub(super) mod helper;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use reqwest::header::HeaderValue;
 
+use self::helper::{Helpers, successful};
 use super::error::{Because, Cause};
 
 /// A text that is never printed.
@@ -195,8 +196,8 @@ impl Source {
         }
     }
 
-    /// Reads the credential anew. `hidden` are variables that a program must not see.
-    pub(super) async fn read(&self, hidden: &[String]) -> Result<Credential, Cause> {
+    /// Reads the credential anew.
+    pub(super) async fn read(&self, helpers: &Helpers) -> Result<Credential, Cause> {
         match self {
             Self::Variable(name) => {
                 let value = std::env::var(name).map_err(|error| match error {
@@ -206,7 +207,7 @@ impl Source {
                 Credential::read(&value).ok_or_else(|| Because::cause(format!("`{name}` does not hold `user:password`")))
             }
             Self::Script(path) => {
-                let output = child::successful(child::run(path.as_os_str(), &[], b"", hidden).await?)?;
+                let output = successful(helpers.run(path.as_os_str(), &[], b"").await?)?;
                 let text = String::from_utf8(output).map_err(|_| Because::cause("the program's output is not text"))?;
                 let one_line =
                     text.strip_suffix('\n').is_none_or(|line| !line.contains('\n')) && text.trim_end().lines().count() == 1;
@@ -279,14 +280,14 @@ mod tests {
     #[tokio::test]
     async fn a_missing_variable_is_named() {
         let source: Source = "env:PINION_TEST_NO_SUCH_VARIABLE".parse().expect("a source");
-        let error = source.read(&[]).await.expect_err("not set");
+        let error = source.read(&Helpers::default()).await.expect_err("not set");
         assert_eq!(error.to_string(), "the environment variable `PINION_TEST_NO_SUCH_VARIABLE` is not set");
     }
 
     #[tokio::test]
     async fn kubernetes_secrets_are_said_to_need_its_api() {
         for text in ["secret:argocd/ghcr#creds", "pullsecret:argocd/ghcr"] {
-            let error = text.parse::<Source>().expect(text).read(&[]).await.expect_err(text);
+            let error = text.parse::<Source>().expect(text).read(&Helpers::default()).await.expect_err(text);
             assert!(error.to_string().contains("does not read Kubernetes secrets"));
         }
     }

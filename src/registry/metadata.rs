@@ -124,6 +124,21 @@ impl Manifest {
     }
 }
 
+/// The archive of a chart's manifest: its layer of Helm's type.
+///
+/// # Errors
+///
+/// What it is instead, for a message.
+pub(super) fn chart(bytes: &[u8]) -> Result<Blob, String> {
+    const ARCHIVES: [&str; 2] = ["application/vnd.cncf.helm.chart.content.v1.tar+gzip", "application/tar+gzip"];
+    let manifest: OciImageManifest =
+        serde_json::from_slice(bytes).map_err(|error| format!("a chart's manifest that is not one: {error}"))?;
+    let layer = manifest.layers.iter().find(|layer| ARCHIVES.contains(&layer.media_type.as_str()));
+    let layer = layer.ok_or("something that is no chart")?;
+    let digest = layer.digest.parse().map_err(|error| format!("a chart's manifest in which {error}"))?;
+    Ok(Blob { digest, size: u64::try_from(layer.size).map_err(|_| "a layer of negative size")? })
+}
+
 fn index(bytes: &[u8]) -> Result<Content, String> {
     let index: OciImageIndex = serde_json::from_slice(bytes).map_err(|error| format!("an index that is not one: {error}"))?;
     let entries = index.manifests.iter().map(entry).collect::<Result<_, _>>()?;

@@ -1,23 +1,33 @@
 //! What is read of a Helm chart: its dependencies, and the default values of each, to know which image a placeholder means.
 //!
 //! Follows Helm's loader: a dependency is a directory or an archive below `charts/`; declared in `Chart.yaml` (or `requirements.yaml`
-//! of an `apiVersion: v1` chart) it goes by its alias.
+//! of an `apiVersion: v1` chart) it goes by its alias. What is read here serves the search for images and good messages. It keeps nobody
+//! from anything: Helm reads the same files in its own way, and its sandbox holds whatever they say.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
+use granit_parser::ScalarStyle;
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{Data, RenderError, Source, schema};
 use crate::workspace::{Checkout, WorkspaceError, shown};
+use crate::yaml::{Kind, NodeId, Tree};
 
 /// Dependencies of dependencies, at most this deep.
 const MAX_DEPTH: usize = 10;
 
 /// Charts in one tree.
 const MAX_CHARTS: usize = 1000;
+
+/// As deep as a `Chart.yaml` or lock file goes.
+const MAX_LEVELS: usize = 100;
+
+/// Values in one `Chart.yaml` or lock file, aliases expanded.
+const MAX_NODES: usize = 100_000;
 
 /// Longest archive of a packed dependency, unpacked, in bytes.
 const MAX_UNPACKED: u64 = 256 * 1024 * 1024;
@@ -37,6 +47,8 @@ pub struct Chart {
     pub dependencies: Vec<Chart>,
     /// All that are declared.
     pub declared: Vec<Declared>,
+    /// Is it an `apiVersion: v1` chart, with `requirements.yaml` and `requirements.lock`?
+    pub is_old: bool,
     /// Declared, but not below `charts/`.
     pub missing: Vec<Declared>,
     /// `condition` paths of its declaration, in order.
@@ -59,20 +71,41 @@ pub enum Values {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct ChartFile {
+    #[serde(rename = "apiVersion")]
+    api_version: String,
     name: String,
     dependencies: Vec<Declared>,
 }
 
-/// A dependency as `Chart.yaml` declares it.
+/// A dependency as `Chart.yaml` declares it: the fields of Helm's type, in its order.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, rename_all = "kebab-case")]
 pub struct Declared {
     pub name: String,
-    pub alias: Option<String>,
+    pub version: String,
     pub repository: String,
     pub condition: Option<String>,
     pub tags: Vec<String>,
+    pub enabled: bool,
+    pub import_values: Vec<Value>,
+    pub alias: Option<String>,
 }
+
+/// Fields of the files that are read here, as Helm spells them.
+const FIELDS: [&str; 12] = [
+    "alias",
+    "apiVersion",
+    "condition",
+    "dependencies",
+    "digest",
+    "enabled",
+    "generated",
+    "import-values",
+    "name",
+    "repository",
+    "tags",
+    "version",
+];
 
 /// Reads a chart's files from a directory of the checkout or from an archive.
 enum Files<'a> {
@@ -129,7 +162,7 @@ impl Reader<'_> {
             let what = format!("`{}` has more than {MAX_CHARTS} dependencies, or deeper ones than {MAX_DEPTH}", shown(dir));
             return Err(RenderError::invalid(what));
         }
-        let mut declared = chart_file(files, dir)?.dependencies;
+        let ChartFile { api_version, dependencies: mut declared, .. } = chart_file(files, dir)?;
         if let Some(text) = files.read(&dir.join("requirements.yaml"))? {
             declared.extend(parse(&dir.join("requirements.yaml"), &text)?.dependencies);
         }
@@ -183,7 +216,8 @@ impl Reader<'_> {
         let is_missing = |declared: &&Declared| found.iter().all(|(name, _)| *name != declared.name);
         let missing = declared.iter().filter(is_missing).cloned().collect();
         let dependencies = found.into_iter().map(|(_, chart)| chart).collect();
-        Ok(Chart { key, values, dependencies, declared, missing, fetches, ..Chart::default() })
+        let is_old = api_version != "v2";
+        Ok(Chart { key, values, dependencies, declared, is_old, missing, fetches, ..Chart::default() })
     }
 }
 
@@ -193,8 +227,92 @@ fn chart_file(files: &Files<'_>, dir: &Path) -> Result<ChartFile, RenderError> {
 }
 
 fn parse(path: &Path, text: &str) -> Result<ChartFile, RenderError> {
-    serde_yaml::from_str(text)
-        .map_err(|error| RenderError::invalid(format!("`{}` is not what Helm expects: {error}", shown(path))))
+    let wrong =
+        |error: &dyn std::fmt::Display| RenderError::invalid(format!("`{}` is not what Helm expects: {error}", shown(path)));
+    serde_json::from_value(folded(text).map_err(|error| wrong(&error))?).map_err(|error| wrong(&error))
+}
+
+/// A file's first document as Go's libraries read it into a type: merge keys are applied, the last of equal keys counts, and a field is
+/// found in any case, its own spelling last. What is `null` is not given.
+///
+/// # Errors
+///
+/// Why it is not YAML.
+pub fn folded(text: &str) -> Result<Value, String> {
+    let tree = Tree::parse(text).map_err(|error| error.to_string())?;
+    let mut left = MAX_NODES;
+    let value = tree.roots.first().map_or(Ok(Value::Null), |root| json(&tree, *root, MAX_LEVELS, &mut left))?;
+    let fold = |value: Value| match value {
+        Value::Object(map) => {
+            let ordered: BTreeMap<String, Value> = map.into_iter().collect();
+            let mut folded = serde_json::Map::new();
+            for (key, value) in ordered.into_iter().filter(|(_, value)| !value.is_null()) {
+                let field = FIELDS.iter().find(|field| field.eq_ignore_ascii_case(&key)).map_or(key.as_str(), |field| *field);
+                folded.insert(field.to_owned(), value);
+            }
+            Value::Object(folded)
+        }
+        other => other,
+    };
+    let mut value = match value {
+        Value::Null => Value::Object(serde_json::Map::new()),
+        Value::Array(items) => Value::Array(items.into_iter().map(fold).collect()),
+        value => fold(value),
+    };
+    if let Some(Value::Array(items)) = value.get_mut("dependencies") {
+        *items = std::mem::take(items).into_iter().map(fold).filter(|item| !item.is_null()).collect();
+    }
+    Ok(value)
+}
+
+fn json(tree: &Tree<'_>, id: NodeId, depth: usize, left: &mut usize) -> Result<Value, String> {
+    let too_much = || "it holds too much, or goes too deep".to_owned();
+    let depth = depth.checked_sub(1).ok_or_else(too_much)?;
+    *left = left.checked_sub(1).ok_or_else(too_much)?;
+    let id = tree.follow(id);
+    Ok(match &tree.node(id).kind {
+        Kind::Scalar { value, style: ScalarStyle::Plain } => serde_yaml::from_str(value)
+            .ok()
+            .filter(|value: &Value| !(value.is_object() || value.is_array()))
+            .unwrap_or_else(|| Value::String(value.to_string())),
+        Kind::Scalar { value, .. } => Value::String(value.to_string()),
+        Kind::Sequence(items) => Value::Array(items.iter().map(|item| json(tree, *item, depth, left)).collect::<Result<_, _>>()?),
+        Kind::Mapping(entries) => {
+            let mut map = serde_json::Map::new();
+            for (_, merged) in entries.iter().filter(|(key, _)| tree.is_merge_key(*key)) {
+                let sources = match &tree.node(tree.follow(*merged)).kind {
+                    Kind::Sequence(items) => items.clone(),
+                    _ => vec![*merged],
+                };
+                for source in sources {
+                    if let Value::Object(inherited) = json(tree, source, depth, left)? {
+                        for (key, value) in inherited {
+                            map.entry(key).or_insert(value);
+                        }
+                    }
+                }
+            }
+            for (key, value) in entries.iter().filter(|(key, _)| !tree.is_merge_key(*key)) {
+                if let Some(name) = tree.text(*key) {
+                    map.insert(name.to_owned(), json(tree, *value, depth, left)?);
+                }
+            }
+            Value::Object(map)
+        }
+        Kind::Alias(_) => Value::Null,
+    })
+}
+
+/// The name of the chart in an archive, if it is one.
+///
+/// # Errors
+///
+/// When the archive leads out of the checkout.
+pub fn name_of_archive(checkout: &Checkout, path: &Path) -> Result<Option<String>, RenderError> {
+    let files = unpack(checkout, path)?;
+    let root = files.keys().next().and_then(|path| path.split('/').next()).unwrap_or_default().to_owned();
+    let file = files.get(&format!("{root}/Chart.yaml"));
+    Ok(file.and_then(|text| parse(path, text).ok()).map(|file| file.name))
 }
 
 /// What is read of the charts in an archive.
@@ -312,6 +430,28 @@ mod tests {
         assert_eq!(missing, ["gone"]);
         let names: Vec<&str> = data.iter().map(|data| data.name.as_str()).collect();
         assert_eq!(names, ["values.yaml", "charts/web-dir/values.yaml"]);
+    }
+
+    /// Go takes a field in any case, and applies merge keys; so does Helm.
+    #[test]
+    fn fields_are_found_as_go_finds_them() {
+        let repository = |text: &str| {
+            let file: ChartFile = serde_json::from_value(folded(text).expect("YAML")).expect("a chart");
+            file.dependencies[0].repository.clone()
+        };
+        for text in [
+            "dependencies: [{name: a, Repository: 'file:///x'}]\n",
+            "Dependencies: [{name: a, REPOSITORY: 'file:///x'}]\n",
+            "base: &b {repository: 'file:///x'}\ndependencies: [{<<: *b, name: a}]\n",
+            "dependencies: [{name: a, repository: 'file://../y', repository: 'file:///x'}]\n",
+            "dependencies: [{name: a, repository: 'file:///x', Repository: 'file://../y'}]\n",
+            "dependencies: [{name: a, repository: null, Repository: 'file:///x'}]\n",
+        ] {
+            assert_eq!(repository(text), "file:///x", "{text}");
+        }
+        assert_eq!(folded("").expect("nothing"), serde_json::json!({}));
+        let deep = format!("a: {}\n", "[".repeat(200) + &"]".repeat(200));
+        assert!(folded(&deep).is_err() && folded("a: [").is_err());
     }
 
     #[test]

@@ -193,9 +193,8 @@ fn matcher(parameter: &str, pattern: &str) -> Result<GlobMatcher, RenderError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::Runner;
+    use crate::config;
     use std::fs;
-    use std::time::Duration;
 
     const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n";
 
@@ -207,17 +206,8 @@ mod tests {
         }
         let checkout = Checkout::open(dir.path(), Some("")).expect("a checkout");
         let mut application = Application::default();
-        let mut tools = Tools {
-            helm: "helm".into(),
-            kustomize: "kustomize".into(),
-            templates: Runner::Process,
-            timeout: Duration::from_secs(10),
-            max_output: 1,
-            kustomize_build_options: Vec::new(),
-            value_file_schemes: Vec::new(),
-            max_directory_bytes: 10_000,
-            memo: None,
-        };
+        let raw = config::Raw { max_directory_bytes: Some(10_000), ..config::Raw::default() };
+        let mut tools = raw.check().expect("settings").tools;
         change(&mut application, &mut tools);
         Plan::prepare(&checkout, &application, &tools).map(|plan| plan.run(&BTreeMap::new())).map_err(|error| error.to_string())
     }

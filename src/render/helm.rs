@@ -1,31 +1,34 @@
 //! Helm, with the arguments, order and environment of Argo CD's `helmTemplate` (`reposerver/repository/repository.go`,
 //! `util/helm/cmd.go`).
 //!
-//! Two things differ, on purpose: `--set` and its kin come in the order of their names where Go's maps give them at random, and a
-//! chart whose declared dependencies are missing has them built before the first attempt instead of after it, because their values
-//! may say which image a placeholder means.
+//! Three things differ, on purpose: `--set` and its kin come in the order of their names where Go's maps give them at random; a chart
+//! whose declared dependencies are missing has them built before the first attempt instead of after it, because their values may say which
+//! image a placeholder means; and Helm has no network, so that dependencies and remote value files are fetched here.
 
+mod dependencies;
 mod value_files;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use sha2::Digest as _;
-
 use super::chart::{self, Chart, Values};
 use super::memo::Key;
-use super::{Data, RenderError, Source, Targets, Tools, any_placeholder, environment, text};
+use super::{Data, Purpose, RenderError, Source, Targets, Tools, any_placeholder, environment, text};
 use crate::application::Application;
+use crate::failure::masked;
 use crate::image::{Repository, printable};
 use crate::parameters::HelmOptions;
 use crate::placeholder::image::ImageNotFound;
 use crate::placeholder::{Scan, Site};
-use crate::process::{Child, Runner};
+use crate::process::Child;
 use crate::values::Value;
-use crate::workspace::{ANY_DEPTH, Checkout, Workspace, shown};
+use crate::workspace::{ANY_DEPTH, Checkout, MAX_FILE, Workspace, WorkspaceError, shown};
 use crate::yaml::{NodeId, Tree};
 use value_files::Found;
+
+/// Longest name of a release, in bytes: Helm's own bound.
+const MAX_RELEASE: usize = 53;
 
 /// A `helm template`, ready to run.
 #[derive(Debug)]
@@ -42,10 +45,10 @@ pub struct Plan {
     sets: Vec<Set>,
     /// Name and path for `--set-file`.
     set_files: Vec<(String, PathBuf)>,
-    /// Does nothing come from the network?
+    /// Does no chart come from the network?
     is_local: bool,
-    /// Does the schema of the values come from the network?
-    fetches: bool,
+    /// Are charts or value files missing because they were not fetched?
+    is_partial: bool,
     /// Did the last text come from the memo?
     pub(super) is_recalled: bool,
     options: HelmOptions,
@@ -60,8 +63,8 @@ pub struct Plan {
 enum ValueFile {
     /// Its place among the data, and its path.
     Local(usize, PathBuf),
-    /// Fetched by Helm itself.
-    Remote(String),
+    /// Its place among the data, where it is kept.
+    Fetched(usize),
 }
 
 #[derive(Debug)]
@@ -78,30 +81,45 @@ impl Plan {
     /// # Errors
     ///
     /// [`RenderError`].
-    pub async fn prepare(checkout: &Checkout, application: &Application, tools: &Tools) -> Result<Self, RenderError> {
+    pub async fn prepare(
+        checkout: &Checkout,
+        application: &Application,
+        tools: &Tools,
+        purpose: Purpose,
+    ) -> Result<Self, RenderError> {
         let options = application.parameters.helm.clone();
+        let pick = |own: &Option<String>, other: &str| own.clone().unwrap_or_else(|| other.to_owned());
+        let release = pick(&options.release_name, application.short_name());
+        check_release(&release, options.release_name.is_some())?;
         checkout.check_links(checkout.app())?;
         let mut workspace = Workspace::create()?;
         let mut chart_at = checkout.clone();
         let mut data = Vec::new();
         let mut chart = chart::read(checkout, checkout.app(), &mut data)?;
         let is_local = chart.missing.is_empty() || chart.declared.iter().all(|chart| chart.repository.starts_with("file://"));
-        if !chart.missing.is_empty() {
-            build_dependencies(checkout, &mut workspace, &chart, tools).await?;
+        let mut is_partial = !chart.missing.is_empty() && purpose == Purpose::Inspect;
+        if !chart.missing.is_empty() && purpose == Purpose::Render {
+            dependencies::build(checkout, &mut workspace, &chart, tools).await?;
             data.clear();
             chart_at = Checkout::open(&workspace.root().join(checkout.app()), Some(&checkout.app().to_string_lossy()))?;
             chart = chart::read(&chart_at, chart_at.app(), &mut data)?;
         }
-        let fetches = if options.skip_schema_validation { false } else { fetches(&chart, tools)? };
+        if !options.skip_schema_validation {
+            check_schemas(&chart)?;
+        }
         let mut value_files = Vec::new();
         for file in value_files::find(checkout, application, &options, tools)? {
-            value_files.push(match file {
-                Found::Remote(url) => ValueFile::Remote(url),
+            match file {
+                Found::Remote(_) if purpose == Purpose::Inspect => is_partial = true,
+                Found::Remote(url) => {
+                    data.push(Data { name: masked(&url), text: fetch(&url, tools).await?, source: Source::Named });
+                    value_files.push(ValueFile::Fetched(data.len() - 1));
+                }
                 Found::Local(path) => {
                     data.push(Data { name: shown(&path), text: checkout.read(&path)?, source: Source::Named });
-                    ValueFile::Local(data.len() - 1, checkout.root().join(path))
+                    value_files.push(ValueFile::Local(data.len() - 1, checkout.root().join(path)));
                 }
-            });
+            }
         }
         let inline = options.values.as_ref().map(|text| {
             data.push(Data { name: "parameter `helm-values`".into(), text: text.clone(), source: Source::Named });
@@ -128,10 +146,8 @@ impl Plan {
             })?;
             set_files.push((name.clone(), checkout.root().join(found)));
         }
-        let is_local = is_local && !fetches && value_files.iter().all(|file| matches!(file, ValueFile::Local(..)));
-        let pick = |own: &Option<String>, other: &str| own.clone().unwrap_or_else(|| other.to_owned());
         Ok(Self {
-            release: pick(&options.release_name, application.short_name()),
+            release,
             namespace: pick(&options.namespace, &application.namespace),
             kube_version: pick(&options.kube_version, &application.kube_version),
             api_versions: if options.api_versions.is_empty() {
@@ -150,7 +166,7 @@ impl Plan {
             sets,
             set_files,
             is_local,
-            fetches,
+            is_partial,
             is_recalled: false,
             options,
         })
@@ -173,16 +189,18 @@ impl Plan {
         if scans.iter().all(Option::is_none) {
             return Ok(BTreeMap::new());
         }
-        Ok(self.view(scans)?.images())
+        let mut images = self.view(scans)?.images();
+        // It may stand in what is missing.
+        images.retain(|_, image| image.is_ok() || !self.is_partial);
+        Ok(images)
     }
 
     /// The values that Helm will merge, without those of dependencies that are switched off.
     fn view(&self, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
         let mut view = self.defaults(&self.chart, scans)?;
         for file in &self.value_files {
-            if let ValueFile::Local(data, _) = file {
-                view.merge(self.read(*data, scans)?);
-            }
+            let (ValueFile::Local(data, _) | ValueFile::Fetched(data)) = file;
+            view.merge(self.read(*data, scans)?);
         }
         if let Some(data) = self.inline {
             view.merge(self.read(data, scans)?);
@@ -208,7 +226,7 @@ impl Plan {
             return Some(true);
         }
         let is_packed = |chart: &&Chart| chart.key == keys[0] && matches!(chart.values, Some(Values::Packed(_)));
-        if self.chart.dependencies.iter().any(|chart| is_packed(&chart)) {
+        if self.is_partial || self.chart.dependencies.iter().any(|chart| is_packed(&chart)) {
             return None;
         }
         let last = keys.last().expect("a path has a part");
@@ -223,11 +241,10 @@ impl Plan {
     /// See [`super::Plan::may_hold_more`].
     pub(super) fn may_hold_more(&self) -> bool {
         let is_data = |path: &Path| self.data.iter().any(|data| matches!(&data.source, Source::InPlace(own) if own == path));
-        let is_remote = self.value_files.iter().any(|file| matches!(file, ValueFile::Remote(_)));
         let is_packed = |path: &Path| path.extension().is_some_and(|end| end == "tgz");
         let mut has_archive = false;
         let listed = self.chart_at.files(self.chart_at.app(), ANY_DEPTH, &mut |path| has_archive |= is_packed(path));
-        is_remote || has_archive || listed.is_err() || any_placeholder(&self.chart_at, self.chart_at.app(), is_data)
+        self.is_partial || has_archive || listed.is_err() || any_placeholder(&self.chart_at, self.chart_at.app(), is_data)
     }
 
     /// The defaults of a chart over those of its dependencies.
@@ -299,7 +316,10 @@ impl Plan {
         }
         for file in &self.value_files {
             match file {
-                ValueFile::Remote(url) => add("--values", one_field(url).into()),
+                ValueFile::Fetched(data) => {
+                    let text = changed.get(data).unwrap_or(&self.data[*data].text);
+                    add("--values", self.workspace.write_extra(&format!("{data}.yaml"), text)?.into());
+                }
                 ValueFile::Local(data, path) => match changed.get(data) {
                     Some(text) => add("--values", self.workspace.write_extra(&format!("{data}.yaml"), text)?.into()),
                     None => add("--values", one_field(&path.to_string_lossy()).into()),
@@ -342,10 +362,11 @@ impl Plan {
             }
             self.workspace.root()
         };
-        // Workers have no network.
-        let is_remote = self.fetches || self.value_files.iter().any(|file| matches!(file, ValueFile::Remote(_)));
-        let runner = if is_remote { &Runner::Process } else { &tools.templates };
-        let output = runner.run(&child(tools, arguments, root.join(self.checkout.app()), &self.workspace.home()?)).await?;
+        let mut helm = child(tools, arguments, root.join(self.checkout.app()), &self.workspace)?;
+        helm.sandbox = helm.sandbox.reading(self.checkout.root());
+        helm.places = self.checkout.is_own().then(|| self.checkout.root().to_owned()).into_iter().collect();
+        helm.places.push(self.workspace.path().to_owned());
+        let output = tools.templates.run(&helm).await?;
         if !output.stderr.trim().is_empty() {
             tracing::debug!(stderr = %printable(output.stderr.trim()), "helm wrote to standard error");
         }
@@ -394,27 +415,48 @@ fn disabled<'c>(chart: &'c Chart, root: &Value, path: &[&'c str]) -> Vec<Vec<&'c
     found
 }
 
-/// Does the schema of a chart's values, or of a dependency's, lead to an address that the operator permits? Others are refused.
-fn fetches(chart: &Chart, tools: &Tools) -> Result<bool, RenderError> {
-    let mut found = !chart.fetches.is_empty();
-    for reference in &chart.fetches {
-        let scheme = reference.split_once("://").map_or("", |(scheme, _)| scheme);
-        let is_permitted = ["http", "https"].contains(&scheme) && tools.value_file_schemes.iter().any(|known| known == scheme);
-        if !is_permitted {
-            let what = format!("`values.schema.json` refers to `{}`, which is not permitted", printable(reference));
-            let hint =
-                "keep the schema in one file, with references such as `#/$defs/port`; or set `helm-skip-schema-validation`";
-            return Err(RenderError::Invalid { what, hint: Some(hint.into()) });
-        }
+/// Refuses a chart whose schema of the values, or a dependency's, refers to another document. Helm could not fetch it; this says what to do.
+fn check_schemas(chart: &Chart) -> Result<(), RenderError> {
+    if let Some(reference) = chart.fetches.first() {
+        let what = format!("`values.schema.json` refers to `{}`, which is not permitted", printable(reference));
+        let hint = "keep the schema in one file, with references such as `#/$defs/port`; or set `helm-skip-schema-validation`";
+        return Err(RenderError::Invalid { what, hint: Some(hint.into()) });
     }
-    for dependency in &chart.dependencies {
-        found |= fetches(dependency, tools)?;
-    }
-    Ok(found)
+    chart.dependencies.iter().try_for_each(check_schemas)
 }
 
-/// Helm in a home of its own, without plugins.
-fn child(tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Path) -> Child {
+/// Refuses a release name that Helm would refuse. Helm reads it as a template first, which could name the environment.
+fn check_release(name: &str, is_parameter: bool) -> Result<(), RenderError> {
+    let is_edge = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let is_label = |label: &str| {
+        let bytes = label.as_bytes();
+        bytes.first().is_some_and(|b| is_edge(*b))
+            && bytes.last().is_some_and(|b| is_edge(*b))
+            && bytes.iter().all(|b| is_edge(*b) || *b == b'-')
+    };
+    if name.len() <= MAX_RELEASE && name.split('.').all(is_label) {
+        return Ok(());
+    }
+    let (place, hint) = match is_parameter {
+        true => ("parameter `helm-release-name`", "write small letters, digits and `-`, such as `web-dev`"),
+        false => ("the application's name, which is the release's", "set the parameter `helm-release-name`"),
+    };
+    let what = format!("{place}: `{}` is not a release name of at most {MAX_RELEASE} characters", printable(name));
+    Err(RenderError::Invalid { what, hint: Some(hint.into()) })
+}
+
+/// A value file from elsewhere.
+async fn fetch(url: &str, tools: &Tools) -> Result<String, RenderError> {
+    let place = || format!("value file `{}`", masked(url));
+    let limit = usize::try_from(MAX_FILE).unwrap_or(usize::MAX);
+    let bytes = tools.charts.file(url, limit).await;
+    let bytes = bytes.map_err(|error| RenderError::Chart { what: place(), source: error.into() })?;
+    String::from_utf8(bytes.into()).map_err(|_| WorkspaceError::NotText { path: masked(url) }.into())
+}
+
+/// Helm in a home of its own, without plugins and without network. It reads the workspace, and what the caller adds.
+fn child(tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, workspace: &Workspace) -> Result<Child, RenderError> {
+    let home = workspace.home()?;
     let below = |name: &str| home.join(name).into_os_string();
     // A larger heap before the first collection saves a fifth of a small chart's time.
     let more = [
@@ -424,71 +466,17 @@ fn child(tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Pat
         ("HELM_DATA_HOME", below("data")),
         ("HELM_PLUGINS", below("no-plugins")),
     ];
-    Child {
+    Ok(Child {
         program: tools.helm.clone(),
         arguments,
         directory,
-        environment: environment(home, &more),
+        environment: environment(&home, &more),
+        input: Vec::new(),
         deadline: tools.timeout,
         max_output: tools.max_output,
-        border: None,
-    }
-}
-
-/// Copies the chart into the workspace and lets Helm fetch what is declared there, as Argo CD does.
-async fn build_dependencies(
-    checkout: &Checkout,
-    workspace: &mut Workspace,
-    chart: &Chart,
-    tools: &Tools,
-) -> Result<(), RenderError> {
-    workspace.copy(checkout, checkout.app())?;
-    let directory = workspace.root().join(checkout.app());
-    let home = workspace.home()?;
-    tracing::info!(
-        charts = chart.missing.iter().map(|chart| chart.name.as_str()).collect::<Vec<_>>().join(", "),
-        "building dependencies"
-    );
-    let Chart { missing, declared, .. } = chart;
-    // Helm builds all of them again, also those that are there.
-    for chart in declared {
-        let repository = chart.repository.as_str();
-        let is_missing = missing.iter().any(|missing| missing.name == chart.name);
-        if let Some(path) = repository.strip_prefix("file://") {
-            if path.starts_with('/') {
-                let what =
-                    format!("dependency `{}`: `{}` leads outside the checkout", printable(&chart.name), printable(repository));
-                return Err(RenderError::Invalid {
-                    what,
-                    hint: Some("write a path relative to the chart: `file://../lib`".into()),
-                });
-            }
-            let found = checkout
-                .find(checkout.app(), path)
-                .map_err(|source| RenderError::File { what: format!("dependency `{}`", printable(&chart.name)), source })?;
-            checkout.check_links(&found)?;
-            workspace.copy(checkout, &found)?;
-        } else if repository.starts_with("https://") || repository.starts_with("http://") {
-            let name: String =
-                sha2::Sha256::digest(repository.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-            let arguments = ["repo", "add", &name, repository].map(OsString::from).into();
-            child(tools, arguments, directory.clone(), &home).run().await?;
-        } else if is_missing && !repository.starts_with("oci://") {
-            let what = format!(
-                "dependency `{}` is missing in `charts/`, and its repository `{}` is none",
-                printable(&chart.name),
-                printable(repository)
-            );
-            let hint = Some(
-                "write `repository: https://…`, `oci://…` or `file://…` in Chart.yaml, or commit the chart below `charts/`"
-                    .into(),
-            );
-            return Err(RenderError::Invalid { what, hint });
-        }
-    }
-    let arguments = ["dependency", "build"].map(OsString::from).into();
-    child(tools, arguments, directory, &home).run().await?;
-    Ok(())
+        places: Vec::new(),
+        sandbox: tools.sandboxes.offline(&tools.helm)?.reading(workspace.path()),
+    })
 }
 
 /// A path as one field: Helm reads `--values` as comma-separated values, so that a comma would name a second file.
@@ -553,6 +541,16 @@ mod tests {
         }
         for name in ["a=/etc/passwd,b", "a,b", "a=b", "a\nb"] {
             assert!(one_name("x", name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_release_name_is_no_template() {
+        for name in ["web", "web-dev", "a.b-1", "1", &"a".repeat(53)] {
+            assert!(check_release(name, true).is_ok(), "{name}");
+        }
+        for name in ["", "{{env \"HOME\"}}", "Web", "-a", "a-", "a..b", "a_b", ".a", "a\nb", "é", &"a".repeat(54)] {
+            assert!(check_release(name, true).is_err(), "{name}");
         }
     }
 

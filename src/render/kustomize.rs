@@ -6,15 +6,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::memo::Key;
 use super::{Data, RenderError, Source, Targets, Tools, any_placeholder, environment, no_flag, text};
 use crate::application::Application;
+use crate::egress::proxy::Proxy;
 use crate::image::{Repository, printable};
 use crate::placeholder::image::{ImageNotFound, Siblings, beside};
 use crate::placeholder::{Scan, Site};
 use crate::process::Child;
-use crate::process::border::Border;
+use crate::process::sandbox::Sandbox;
 use crate::workspace::{Checkout, Workspace, WorkspaceError, shown};
 use crate::yaml::{Kind, Node, NodeId, Tree};
 
@@ -38,7 +40,9 @@ pub struct Plan {
     data: Vec<Data>,
     /// Directories of all kustomizations, the application's first.
     reached: Vec<PathBuf>,
-    /// Does nothing come from the network?
+    /// May something be named that has to be fetched?
+    fetches: bool,
+    /// Is everything known that the text is made from?
     is_local: bool,
     /// Did the last text come from the memo?
     pub(super) is_recalled: bool,
@@ -56,12 +60,13 @@ impl Plan {
             application: application.clone(),
             data: Vec::new(),
             reached: Vec::new(),
+            fetches: false,
             is_local: true,
             is_recalled: false,
         };
         // What the parameter adds builds upon more, too.
         let components = plan.present_components()?;
-        plan.is_local = components.iter().all(|(_, path)| path.is_some());
+        plan.fetches = components.iter().any(|(_, path)| path.is_none());
         let mut waiting: Vec<PathBuf> = components.into_iter().filter_map(|(_, path)| path).collect();
         waiting.push(checkout.app().to_owned());
         let mut seen = BTreeSet::new();
@@ -83,20 +88,18 @@ impl Plan {
             let path = dir.join(name);
             let text = checkout.read(&path)?;
             let tree = Tree::parse(&text).map_err(|source| RenderError::NotYaml { path: shown(&path), source })?;
-            let (found, is_local) = plan.references(&dir, &tree)?;
-            waiting.extend(found);
+            waiting.extend(plan.references(&dir, &tree, tools)?);
             let is_address = |node: &Node<'_>| matches!(&node.kind, Kind::Scalar { value, .. } if has_address(value));
-            plan.is_local &= is_local && !tree.nodes().any(|(_, node)| is_address(node));
-            if is_unrestricted(tools) {
-                // A file that such a kustomization names by another file may stand anywhere.
-                plan.is_local = false;
-            }
+            plan.fetches |= tree.nodes().any(|(_, node)| is_address(node));
             let generated = plan.generated(&dir, &tree)?;
             drop(tree);
             plan.data.push(Data { name: shown(&path), text, source: Source::InPlace(path) });
             plan.data.extend(generated);
             plan.reached.push(dir);
         }
+        plan.fetches |= has_address(application.parameters.kustomize.patches.as_deref().unwrap_or_default());
+        // Without load restrictions, a file that a kustomization names by another file may stand anywhere.
+        plan.is_local &= !plan.fetches && !is_unrestricted(tools);
         Ok(plan)
     }
 
@@ -148,17 +151,14 @@ impl Plan {
         Ok(found)
     }
 
-    /// Local directories that a kustomization builds upon, and whether there is nothing else but local files. Files, and what must be
-    /// fetched, are left to Kustomize.
-    fn references(&self, dir: &Path, tree: &Tree<'_>) -> Result<(Vec<PathBuf>, bool), RenderError> {
+    /// Local directories that a kustomization builds upon. Files, and what must be fetched, are left to Kustomize.
+    fn references(&mut self, dir: &Path, tree: &Tree<'_>, tools: &Tools) -> Result<Vec<PathBuf>, RenderError> {
         let mut found = Vec::new();
-        let mut is_local = true;
         for root in &tree.roots {
             // Go's JSON takes a field by any case.
             let other_case = tree.entries(*root).iter().filter_map(|(key, _)| tree.text(*key));
             let keys: BTreeSet<&str> = other_case.filter(|key| LISTS.contains(&folded(key).as_str())).chain(LISTS).collect();
             for list in keys {
-                // A plugin's own file may name addresses, which nobody looks for here.
                 let is_plugin = ["generators", "transformers", "validators"].contains(&folded(list).as_str());
                 for entry in tree.get(*root, list).map(|id| tree.items(id)).unwrap_or_default() {
                     // Objects may stand in place of a path.
@@ -167,11 +167,16 @@ impl Plan {
                     let is_host =
                         path.split_once('/').is_some_and(|(host, _)| host.contains('.') && !host.trim_matches('.').is_empty());
                     let is_address = path.contains([':', '?']);
-                    is_local &= !is_host && !is_address && !is_plugin;
+                    self.fetches |= is_host || is_address || (is_plugin && runs_programs(tools));
                     match self.checkout.find(dir, path) {
                         Ok(path) if self.checkout.root().join(&path).is_dir() => found.push(path),
+                        // A plugin's own file may name addresses; what else it names is not looked for.
+                        Ok(path) if is_plugin => {
+                            self.is_local = false;
+                            self.fetches |= self.checkout.read(&path).is_ok_and(|text| has_address(&text));
+                        }
                         Ok(_) => {}
-                        Err(WorkspaceError::Missing { .. }) => is_local = false,
+                        Err(WorkspaceError::Missing { .. }) => self.is_local = false,
                         // Too long for a path, for example.
                         Err(_) if is_address => {}
                         Err(source) => {
@@ -181,7 +186,7 @@ impl Plan {
                 }
             }
         }
-        Ok((found, is_local))
+        Ok(found)
     }
 
     /// See [`super::Plan::images`].
@@ -246,14 +251,16 @@ impl Plan {
         let app = root.join(self.checkout.app());
         let home = workspace.home()?;
         let (before, after): (Vec<_>, Vec<_>) = edits.into_iter().partition(|edit| edit[2] != "component");
+        // Edits change the copy alone.
+        let editing = tools.sandboxes.offline(&tools.kustomize)?.writing(workspace.path());
         for edit in before {
-            self.child(tools, edit, app.clone(), &home).run().await?;
+            self.child(tools, edit, app.clone(), &home, editing.clone()).run().await?;
         }
         if let Some(patches) = patches {
             add_patches(&app, patches)?;
         }
         for edit in after {
-            self.child(tools, edit, app.clone(), &home).run().await?;
+            self.child(tools, edit, app.clone(), &home, editing.clone()).run().await?;
         }
         let mut arguments: Vec<OsString> = vec!["build".into(), app.into_os_string()];
         arguments.extend(tools.kustomize_build_options.iter().map(OsString::from));
@@ -266,14 +273,8 @@ impl Plan {
             let versions = if options.api_versions.is_empty() { &self.application.api_versions } else { &options.api_versions };
             arguments.extend(versions.iter().flat_map(|version| [OsString::from("--helm-api-versions"), version.into()]));
         }
-        let mut build = self.child(tools, arguments, root.clone(), &home);
-        // Whoever lets tenants run programs has given up on this.
-        if reaches_further && !runs_programs(tools) {
-            build.border = Some(Border { readable: vec![root], writable: vec![workspace.path().to_owned()] });
-            // Which may hold a secret, and so is behind the border.
-            build.environment.push(("GIT_CONFIG_NOSYSTEM".into(), "1".into()));
-        }
-        let text = text(build.run().await?.stdout)?;
+        let sandbox = self.sandbox(tools, &root, &workspace, writes).await?;
+        let text = text(self.child(tools, arguments, root, &home, sandbox).run().await?.stdout)?;
         if let (Some(memo), Some(key)) = (&tools.memo, key) {
             memo.keep(key, &text);
         }
@@ -289,7 +290,7 @@ impl Plan {
         workspace: &Workspace,
     ) -> Option<[u8; 32]> {
         let patches = self.application.parameters.kustomize.patches.as_deref().unwrap_or_default();
-        if !self.is_local || tools.memo.is_none() || has_address(patches) {
+        if !self.is_local || tools.memo.is_none() {
             return None;
         }
         let mut key = Key::new(&tools.kustomize, &self.checkout, workspace.path())?;
@@ -380,7 +381,34 @@ impl Plan {
         Ok(present)
     }
 
-    fn child(&self, tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Path) -> Child {
+    /// What `kustomize build` may do: reach a filtering proxy if there may be something to fetch, and nothing else.
+    async fn sandbox(&self, tools: &Tools, root: &Path, workspace: &Workspace, writes: bool) -> Result<Sandbox, RenderError> {
+        let mut sandbox = if self.fetches {
+            let proxy = Proxy::start(Arc::clone(&tools.egress)).await.map_err(|error| RenderError::Proxy(error.into()))?;
+            tools.sandboxes.git(&tools.kustomize, Arc::new(proxy))?
+        } else {
+            tools.sandboxes.offline(&tools.kustomize)?
+        };
+        sandbox = sandbox.reading(root).reading(workspace.path());
+        if writes || self.fetches {
+            sandbox = sandbox.writing(workspace.path());
+        }
+        if tools.kustomize_build_options.iter().any(|option| option.starts_with("--enable-helm")) {
+            sandbox = sandbox.running(&self.helm(tools));
+        }
+        if runs_programs(tools) {
+            sandbox = sandbox.with_programs().executing(root);
+        }
+        Ok(sandbox)
+    }
+
+    /// The Helm that Kustomize will run.
+    fn helm(&self, tools: &Tools) -> PathBuf {
+        let option = tools.kustomize_build_options.iter().find_map(|option| option.strip_prefix("--helm-command="));
+        option.map_or_else(|| "helm".into(), PathBuf::from)
+    }
+
+    fn child(&self, tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, home: &Path, sandbox: Sandbox) -> Child {
         let variables = self.application.variables();
         // An address may not be a directory of this machine, which is what `file` is to Git.
         let variables = variables.into_iter().map(|(name, value)| (name, value.into()));
@@ -390,9 +418,11 @@ impl Plan {
             arguments,
             directory,
             environment: environment(home, &variables),
+            input: Vec::new(),
             deadline: tools.timeout,
             max_output: tools.max_output,
-            border: None,
+            places: Vec::new(),
+            sandbox,
         }
     }
 }

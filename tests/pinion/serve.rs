@@ -125,7 +125,8 @@ async fn the_callers_deadline_is_kept_with_a_margin() {
         .expect("written");
     fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     let helm = helm.display().to_string();
-    let serving = fixture.serve(&["--helm", &helm]);
+    // The script writes beside itself.
+    let serving = fixture.serve(&["--helm", &helm, "--sandbox", "off"]);
     let mut request = Request::new(tokio_stream::iter(fixture.messages(1024)));
     // In so many digits the libraries at both ends take no notice of it: the answer is ours, however late it is.
     request.metadata_mut().insert("grpc-timeout", "2000000000n".parse().expect("a header"));
@@ -328,7 +329,7 @@ async fn a_signal_lets_renders_finish_and_removes_the_socket() {
     );
     fs::write(&helm, script).expect("written");
     fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
-    let mut serving = fixture.serve(&["--helm", &helm.display().to_string()]);
+    let mut serving = fixture.serve(&["--helm", &helm.display().to_string(), "--sandbox", "off"]);
     let (mut client, messages) = (serving.client().await, fixture.messages(64));
     let call = tokio::spawn(async move { client.generate_manifest(tokio_stream::iter(messages)).await });
     until("helm is not started", async || tools.path().join("started").exists()).await;

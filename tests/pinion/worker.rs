@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pinion::process::Child;
+use pinion::process::sandbox::{Level, Mode, Sandboxes};
 use pinion::process::worker::Worker;
 
 use crate::support::driver::{root, tool};
@@ -23,6 +24,11 @@ const MAX_STDERR: usize = 64 * 1024;
 
 /// Exit status, standard output and standard error.
 type Told = (i32, Vec<u8>, Vec<u8>);
+
+/// Sandboxes in which everything may be read: charts of tests stand anywhere.
+fn open_sandboxes() -> Sandboxes {
+    Sandboxes::new(Mode::BestEffort, Level::probe(), vec!["/".into()])
+}
 
 /// A `helm template` of a chart, by this program.
 fn child(program: &Path, chart: &Chart, home: &Path) -> Child {
@@ -38,7 +44,9 @@ fn child(program: &Path, chart: &Chart, home: &Path) -> Child {
             .collect(),
         deadline: Duration::from_secs(60),
         max_output: 100 << 20,
-        border: None,
+        input: Vec::new(),
+        places: Vec::new(),
+        sandbox: open_sandboxes().offline(program).expect("taken as it is"),
     }
 }
 
@@ -79,7 +87,8 @@ async fn compare(charts: &[Chart], programs: &[PathBuf], program: &Path) -> usiz
     let failing = AtomicUsize::new(0);
     let home = tempfile::tempdir().expect("a home");
     let lane = async || {
-        let mut worker = Worker::start(program).await.expect("a worker");
+        let mut worker =
+            Worker::start(program, &open_sandboxes().offline(program).expect("taken as it is")).await.expect("a worker");
         loop {
             let next = waiting.lock().expect("no panic").pop();
             let Some(chart) = next else { break };
@@ -148,7 +157,8 @@ async fn nothing_leaks_from_one_render_to_the_next() {
     for text in ["unresolved URN", "this chart is deprecated", "regexp: Compile", "unknown flag", "level=DEBUG"] {
         assert!(is_told(text), "no suspect's process says `{text}`");
     }
-    let mut worker = Worker::start(&program).await.expect("a worker");
+    let mut worker =
+        Worker::start(&program, &open_sandboxes().offline(&program).expect("taken as it is")).await.expect("a worker");
     let (mut early, mut last) = (0, 0);
     let mut random = charts::Random::new(5);
     for round in 0..renders {

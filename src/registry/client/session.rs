@@ -15,6 +15,7 @@ use super::connection::{Connection, Request};
 use crate::registry::auth::{Challenge, Token};
 use crate::registry::config::authority;
 use crate::registry::credential::docker::Login;
+use crate::registry::credential::helper::Helpers;
 use crate::registry::credential::{Credential, Source, basic};
 use crate::registry::error::{Because, Cause, RegistryError};
 
@@ -28,15 +29,15 @@ const TOKENS: usize = 10_000;
 #[derive(Clone, Debug)]
 pub enum Origin {
     Anonymous,
-    /// A source of `registries.conf`, or of an application. `hidden` are the variables that a program must not see.
+    /// A source of `registries.conf`, or of an application.
     Source {
         source: Source,
-        hidden: Arc<[String]>,
+        helpers: Helpers,
     },
     /// An entry of docker's configuration. When that changes, the next question has another origin.
     Docker {
         login: Login,
-        hidden: Arc<[String]>,
+        helpers: Helpers,
     },
     /// There is one and it can't be used.
     Unusable(Cause),
@@ -59,8 +60,8 @@ impl Origin {
         let failed = |source| RegistryError::Credentials { credential: identity.to_owned(), source };
         match self {
             Self::Anonymous => Ok(None),
-            Self::Source { source, hidden } => source.read(hidden).await.map(Some).map_err(failed),
-            Self::Docker { login, hidden } => login.read(hidden).await.map_err(failed),
+            Self::Source { source, helpers } => source.read(helpers).await.map(Some).map_err(failed),
+            Self::Docker { login, helpers } => login.read(helpers).await.map_err(failed),
             Self::Unusable(source) => Err(failed(Arc::clone(source))),
         }
     }

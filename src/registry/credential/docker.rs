@@ -16,7 +16,8 @@ use std::time::SystemTime;
 
 use serde::Deserialize;
 
-use super::{Credential, Secret, child};
+use super::helper::{Helpers, successful};
+use super::{Credential, Secret};
 use crate::image::DOCKER_HUB;
 use crate::registry::config::starts_with_parts;
 use crate::registry::error::{Because, Cause};
@@ -94,10 +95,10 @@ impl Login {
     }
 
     /// The credential; [`None`] if the helper has none for this server.
-    pub async fn read(&self, hidden: &[String]) -> Result<Option<Credential>, Cause> {
+    pub async fn read(&self, helpers: &Helpers) -> Result<Option<Credential>, Cause> {
         match self {
             Self::Stored { credential, .. } => Ok(Some(credential.clone())),
-            Self::Helper { helper, server } => ask(helper, server, hidden).await,
+            Self::Helper { helper, server } => ask(helper, server, helpers).await,
         }
     }
 }
@@ -108,7 +109,7 @@ const NOT_FOUND: &str = "credentials not found in native keychain";
 /// Asks a helper, in the [protocol] of docker's helpers.
 ///
 /// [protocol]: https://github.com/docker/docker-credential-helpers#development
-async fn ask(helper: &str, server: &str, hidden: &[String]) -> Result<Option<Credential>, Cause> {
+async fn ask(helper: &str, server: &str, helpers: &Helpers) -> Result<Option<Credential>, Cause> {
     #[derive(Deserialize)]
     #[serde(rename_all = "PascalCase")]
     struct Answer {
@@ -116,12 +117,12 @@ async fn ask(helper: &str, server: &str, hidden: &[String]) -> Result<Option<Cre
         secret: String,
     }
     let program = OsString::from(format!("docker-credential-{helper}"));
-    let (status, output) = child::run(&program, &["get"], server.as_bytes(), hidden).await?;
+    let (status, output) = helpers.run(&program, &["get"], server.as_bytes()).await?;
     // Any other failure is an error: an anonymous request in place of the operator's would be answered as if there were no such image.
     if !status.success() && output.trim_ascii() == NOT_FOUND.as_bytes() {
         return Ok(None);
     }
-    let output = child::successful((status, output))?;
+    let output = successful((status, output))?;
     let answer: Answer =
         serde_json::from_slice(&output).map_err(|_| Because::cause(format!("`docker-credential-{helper}` printed no login")))?;
     if answer.secret.is_empty() {

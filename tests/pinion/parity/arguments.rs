@@ -38,6 +38,8 @@ async fn start(variable: &str, files: &[(&str, &str)], path: &str, parameters: V
     let secrets =
         [("AWS_SECRET_ACCESS_KEY", "s3cret"), ("GIT_ASKPASS", "s3cret"), ("HELM_PLUGINS", "/evil"), ("SSH_AUTH_SOCK", "/evil")];
     let driver = secrets.into_iter().fold(driver, |driver, (name, value)| driver.env(name, value));
+    // The script writes beside itself.
+    let driver = driver.env("PINION_SANDBOX", "off");
     let driver = driver.env(variable, script.display().to_string()).env("HTTPS_PROXY", "http://proxy.example.com");
     driver.within(place.path().join(path)).run(["generate"]).ok();
     let read = |name: &str| std::fs::read_to_string(scripts.path().join(name)).expect("the script ran");
@@ -138,7 +140,7 @@ run edit set namespace -- ns run edit add component ../../components/a run build
     assert_eq!(started.arguments.join(" "), expected);
 }
 
-/// The tools get what they need to run and to reach the network. Kustomize also gets what Argo CD gives it.
+/// The tools get what they need to run; a proxy's address may hold a password. Kustomize also gets what Argo CD gives it.
 #[tokio::test]
 async fn children_see_nothing_of_the_parents_environment() {
     let chart = [("Chart.yaml", "apiVersion: v2\nname: web\nversion: 0.1.0\n")];
@@ -146,10 +148,10 @@ async fn children_see_nothing_of_the_parents_environment() {
     let kustomize = start("PINION_KUSTOMIZE", &[("kustomization.yaml", "resources: []\n")], "", json!([])).await.environment;
     for (environment, has_application) in [(&helm, false), (&kustomize, true)] {
         let text = environment.join("\n");
-        for absent in ["s3cret", "/evil", "PARAM_", "ARGOCD_APP_PARAMETERS", "PINION_", "KUBE_"] {
+        for absent in ["s3cret", "/evil", "PARAM_", "ARGOCD_APP_PARAMETERS", "PINION_", "KUBE_", "proxy.example.com"] {
             assert!(!text.contains(absent), "{absent}: {text}");
         }
-        assert!(text.contains("HTTPS_PROXY=http://proxy.example.com") && text.contains("HOME=WORKSPACE/home"), "{text}");
+        assert!(text.contains("HOME=WORKSPACE/home") && text.contains("GOMAXPROCS="), "{text}");
         assert_eq!(text.contains("ARGOCD_APP_NAME=web"), has_application, "{text}");
     }
     assert!(helm.iter().any(|line| Path::new(line.trim_start_matches("HELM_PLUGINS=")).starts_with("WORKSPACE")), "{helm:?}");

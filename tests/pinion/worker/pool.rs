@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pinion::process::pool::{Counts, Limits, Pool};
+use pinion::process::sandbox::{Level, Mode, Sandboxes};
 use pinion::process::{Child, Output, ProcessError};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::charts::Chart;
-use super::{child, worker_program};
+use super::{child, open_sandboxes, worker_program};
 use crate::support::argocd::{self, Serving};
 use crate::support::driver::{Driver, until};
 use crate::support::registry::FakeRegistry;
@@ -42,7 +43,7 @@ impl Fixture {
     }
 
     async fn pool(&self, limits: Limits) -> Arc<Pool> {
-        Pool::start(&self.helm, limits, self.counts.clone()).await.expect("a worker")
+        Pool::start(&self.helm, limits, self.counts.clone(), open_sandboxes()).await.expect("a worker")
     }
 
     fn child(&self, name: &str) -> Child {
@@ -192,31 +193,72 @@ async fn a_worker_is_let_go_when_idle_after_many_renders_and_when_it_grew() {
     assert_eq!(fixture.counts.again.get(), 0);
 }
 
-/// A schema may name another by its address. A process fetches it; a worker has no network.
+/// A schema may name another by its address. Neither a worker nor a process has a network, and the worker lives on.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_needs_the_network_is_done_by_a_process() {
+async fn what_needs_the_network_is_refused_to_a_worker_as_to_a_process() {
     let Some(fixture) = Fixture::new() else { return };
-    let pool = fixture.pool(Limits::default()).await;
-    if !pool.is_confined() {
-        eprintln!("SKIPPED: this system does not let a process confine itself");
+    if !Level::probe().seccomp {
+        assert!(std::env::var_os("CI").is_none(), "this kernel has no seccomp");
+        eprintln!("SKIPPED what_needs_the_network_is_refused_to_a_worker_as_to_a_process: this kernel has no seccomp");
         return;
     }
+    let pool = fixture.pool(Limits::default()).await;
     let server = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = server.local_addr().expect("an address");
-    std::thread::spawn(move || {
-        for stream in server.incoming().flatten() {
-            let body = "{\"required\": [\"absent\"]}";
-            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
-            let mut buffer = [0; 4096];
-            let _ = std::io::Read::read(&mut &stream, &mut buffer);
-            let _ = std::io::Write::write_all(&mut &stream, format!("{head}{body}").as_bytes());
-        }
-    });
-    let schema = format!("{{\"$ref\": \"http://{address}/schema.json\"}}");
+    server.set_nonblocking(true).expect("set");
+    let schema = format!("{{\"$ref\": \"http://{}/schema.json\"}}", server.local_addr().expect("an address"));
     write(&fixture.place.path().join("small"), &[("values.schema.json", &schema)]);
-    let error = pool.run(&fixture.child("small")).await.expect_err("the schema wants what is absent");
-    assert!(error.stderr().contains("missing property 'absent'"), "{error}");
-    assert_eq!((fixture.counts.renders.get(), fixture.counts.again.get()), (0, 1));
+    let child = fixture.child("small");
+    let (pooled, alone) = (pool.run(&child).await, child.run().await);
+    assert_eq!(shown(&pooled), shown(&alone));
+    let error = pooled.expect_err("no network");
+    assert!(error.stderr().contains("operation not permitted"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("no network of its own")), "{:?}", error.hint());
+    assert!(server.accept().is_err(), "somebody connected");
+    assert_eq!((fixture.counts.renders.get(), fixture.counts.again.get()), (1, 0));
+}
+
+/// What a worker sees is what is moved to it: another request's directory is not there, also when it is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_reads_its_own_directory_alone() {
+    let Some(fixture) = Fixture::new() else { return };
+    if Level::probe().landlock == 0 {
+        assert!(std::env::var_os("CI").is_none(), "this kernel has no Landlock");
+        eprintln!("SKIPPED a_worker_reads_its_own_directory_alone: this kernel has no Landlock");
+        return;
+    }
+    let closed = Sandboxes::new(Mode::Require, Level::probe(), Vec::new());
+    let program = fs::canonicalize(&fixture.helm).expect("a program");
+    let pool = Pool::start(&program, Limits::default(), fixture.counts.clone(), closed.clone()).await.expect("a worker");
+    let small = fixture.place.path().join("small");
+    fixture.write("other", "a: other\n");
+    fs::write(fixture.place.path().join("other/secret"), "s3cret: 1\n").expect("written");
+    let secret = fixture.place.path().join("other/secret").display().to_string();
+    let sandbox = || closed.offline(&program).expect("kept").reading(&small);
+    let child = |more: &[&str]| {
+        let mut child =
+            Child { places: vec![small.clone()], sandbox: sandbox(), program: program.clone(), ..fixture.child("small") };
+        child.arguments.extend(more.iter().map(Into::into));
+        child
+    };
+    let own = small.join("Chart.yaml").display().to_string();
+    for (more, is_read) in [(vec![], true), (vec!["--values", &own], true), (vec!["--values", &secret], false)] {
+        let (pooled, alone) = (pool.run(&child(&more)).await, child(&more).run().await);
+        assert_eq!((pooled.is_ok(), alone.is_ok()), (is_read, is_read), "{more:?}: {} {}", shown(&pooled), shown(&alone));
+        if !is_read {
+            assert!(shown(&pooled).contains("permission denied") && !shown(&pooled).contains("s3cret"), "{}", shown(&pooled));
+        }
+        assert!(small.join("Chart.yaml").exists(), "it was moved back");
+    }
+    // Without being moved it is not there either.
+    let absent = Child { places: Vec::new(), ..child(&[]) };
+    let refused = shown(&pool.run(&absent).await);
+    assert!(refused.contains("permission denied"), "{refused}");
+    assert_eq!((fixture.counts.renders.get(), fixture.counts.again.get()), (4, 0));
+    // Also when the render is given up in the middle.
+    fixture.write("small", ENDLESS);
+    let endless = Child { deadline: Duration::from_millis(300), ..child(&[]) };
+    pool.run(&endless).await.expect_err("too slow");
+    assert!(small.join("Chart.yaml").exists(), "it was moved back");
 }
 
 /// A worker works in `/`, but its program is looked for from here.
@@ -227,7 +269,7 @@ async fn a_worker_is_found_by_a_relative_path() {
     let place = tempfile::tempdir_in("target").expect("a directory");
     let helm = Path::new("target").join(place.path().file_name().expect("a name")).join("helm");
     symlink(&fixture.helm, &helm).expect("linked");
-    Pool::start(&helm, Limits::default(), fixture.counts.clone()).await.expect("a worker");
+    Pool::start(&helm, Limits::default(), fixture.counts.clone(), open_sandboxes()).await.expect("a worker");
 }
 
 #[tokio::test]
@@ -242,10 +284,12 @@ async fn a_plain_helm_and_a_program_that_says_nothing_are_no_workers() {
         let program = script_at(place.path(), script);
         let start = Duration::from_millis(if reason == "timed out" { 500 } else { 120_000 });
         let limits = Limits { start, ..Limits::default() };
-        let error = Pool::start(&program, limits, Counts::default()).await.expect_err(script);
+        let error = Pool::start(&program, limits, Counts::default(), open_sandboxes()).await.expect_err(script);
         assert!(error.to_string().contains(reason), "{script}: {error}");
     }
-    Pool::start(Path::new("/does/not/exist"), Limits::default(), Counts::default()).await.expect_err("nothing is there");
+    Pool::start(Path::new("/does/not/exist"), Limits::default(), Counts::default(), open_sandboxes())
+        .await
+        .expect_err("nothing is there");
 }
 
 fn script_at(place: &Path, script: &str) -> PathBuf {

@@ -1,61 +1,58 @@
-//! Runs one program that prints a credential: bounded time, bounded output, its own process group, a chosen environment.
+//! Programs of the operator's that print a credential: bounded time and output, a chosen environment, and a sandbox of the profile *helper*.
 //!
-//! What it writes to standard error is not read: traces (`set -x`) show passwords.
+//! What they write to standard error is thrown away: traces (`set -x`) show passwords.
 
 use std::ffi::OsStr;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
-
+use crate::process::sandbox::Sandboxes;
+use crate::process::{Child, Finished, ProcessError};
 use crate::registry::error::{Because, Cause};
 
 /// Longest a program may take. Image Updater gives the same.
 const TIME: Duration = Duration::from_secs(10);
 
 /// Most that it may print, in bytes.
-const OUTPUT: u64 = 64 << 10;
+const OUTPUT: usize = 64 << 10;
 
-/// Runs a program and returns how it ended and what it printed.
-///
-/// Dropping the future kills the program and all it started.
-///
-/// # Errors
-///
-/// A text without the program's output, which may hold a secret.
-pub async fn run(program: &OsStr, arguments: &[&str], input: &[u8], hidden: &[String]) -> Result<(ExitStatus, Vec<u8>), Cause> {
-    match tokio::time::timeout(TIME, finish(program, arguments, input, hidden)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Err(Because::cause(format!("the program did not end within {} seconds", TIME.as_secs()))),
-    }
+/// Runs such programs.
+#[derive(Clone, Debug, Default)]
+pub struct Helpers {
+    /// Variables of our environment that they do not get, besides those of applications.
+    pub hidden: Vec<String>,
+    pub sandboxes: Sandboxes,
 }
 
-async fn finish(program: &OsStr, arguments: &[&str], input: &[u8], hidden: &[String]) -> Result<(ExitStatus, Vec<u8>), Cause> {
-    let failed = |what: &'static str| move |error: std::io::Error| Because::cause(format!("{what}: {error}"));
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    command.process_group(0).kill_on_drop(true);
-    for (name, _) in std::env::vars_os() {
-        if is_hidden(&name, hidden) {
-            command.env_remove(name);
-        }
+impl Helpers {
+    /// Runs a program and returns how it ended and what it printed. Dropping the future kills the program and all it started.
+    ///
+    /// # Errors
+    ///
+    /// A text without the program's output, which may hold a secret.
+    pub async fn run(&self, program: &OsStr, arguments: &[&str], input: &[u8]) -> Result<(ExitStatus, Vec<u8>), Cause> {
+        let child = Child {
+            program: program.into(),
+            arguments: arguments.iter().map(Into::into).collect(),
+            directory: "/".into(),
+            environment: std::env::vars_os().filter(|(name, _)| !is_hidden(name, &self.hidden)).collect(),
+            input: input.to_vec(),
+            deadline: TIME,
+            max_output: OUTPUT,
+            places: Vec::new(),
+            sandbox: self.sandboxes.helper(),
+        };
+        let Finished { status, stdout, .. } = child.finish().await.map_err(|error| {
+            Because::cause(match error {
+                ProcessError::Start { source, .. } => format!("the program could not be started: {source}"),
+                ProcessError::Deadline { .. } => format!("the program did not end within {} seconds", TIME.as_secs()),
+                ProcessError::TooLong { .. } => format!("the program printed more than {} KiB", OUTPUT >> 10),
+                ProcessError::Read { source, .. } => format!("the program's output could not be read: {source}"),
+                ProcessError::Failed { status, .. } => format!("the program failed: {status}"),
+            })
+        })?;
+        Ok((status, stdout))
     }
-    let mut group = Group(command.spawn().map_err(failed("the program could not be started"))?);
-    let (stdin, stdout) = (group.0.stdin.take(), group.0.stdout.take());
-    if let Some(mut stdin) = stdin {
-        // A program that doesn't read its input is free to do so.
-        let _ = stdin.write_all(input).await;
-    }
-    let mut output = Vec::new();
-    if let Some(stdout) = stdout {
-        stdout.take(OUTPUT + 1).read_to_end(&mut output).await.map_err(failed("the program's output could not be read"))?;
-    }
-    if output.len() as u64 > OUTPUT {
-        return Err(Because::cause(format!("the program printed more than {} KiB", OUTPUT >> 10)));
-    }
-    let status = group.0.wait().await.map_err(failed("the program could not be waited for"))?;
-    Ok((status, output))
 }
 
 /// The output of a program that ended well.
@@ -69,24 +66,13 @@ fn is_hidden(name: &OsStr, hidden: &[String]) -> bool {
     name.starts_with("ARGOCD_") || name.starts_with("PARAM_") || hidden.iter().any(|other| other == name)
 }
 
-/// Kills the whole group when dropped, since `kill_on_drop` kills its leader alone and a grandchild would live on with our pipe.
-struct Group(Child);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        // `id` is none once the leader was waited for; its number may be somebody else's then.
-        if let Some(id) = self.0.id().and_then(|id| i32::try_from(id).ok()).and_then(rustix::process::Pid::from_raw) {
-            let _ = rustix::process::kill_process_group(id, rustix::process::Signal::KILL);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     async fn shell(script: &str) -> Result<String, String> {
-        let output = run(OsStr::new("/bin/sh"), &["-c", script], b"input", &["PATH".to_owned()]).await;
+        let helpers = Helpers { hidden: vec!["PATH".to_owned()], ..Helpers::default() };
+        let output = helpers.run(OsStr::new("/bin/sh"), &["-c", script], b"input").await;
         output.and_then(successful).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).map_err(|error| error.to_string())
     }
 

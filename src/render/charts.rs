@@ -1,0 +1,433 @@
+//! Charts from elsewhere: indexes and archives of chart repositories by http(s), and charts in OCI registries.
+//!
+//! Helm itself has no network. What a chart declares is fetched here, through the egress policy and within bounds, and is kept: an index for
+//! a minute, and longer where its repository is down; an archive by its digest. Follows Helm's `pkg/repo` and `pkg/registry`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use moka::future::Cache;
+use reqwest::Url;
+use semver::Version;
+use serde::Deserialize;
+
+use crate::egress::fetch::{FetchError, Fetcher};
+use crate::failure::{chain, masked};
+use crate::image::{Digest, ImageError, Repository, Tag, printable};
+use crate::policy::Constraint;
+use crate::registry::{Access, Client, RegistryError, TagSource};
+
+/// Longest index, in bytes.
+const MAX_INDEX: usize = 64 << 20;
+
+/// Longest archive, in bytes.
+pub const MAX_ARCHIVE: usize = 64 << 20;
+
+/// Time for one file.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// How long an index is fresh.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// How long an index may answer when its repository is down.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+
+/// Indexes in memory, in bytes of their texts.
+const MAX_INDEXES: u64 = 64 << 20;
+
+/// Archives on disk, in bytes. The oldest go first.
+const MAX_KEPT: u64 = 512 << 20;
+
+/// Why a chart could not be had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ChartError {
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Name(#[from] ImageError),
+    #[error("the index of `{repository}` cannot be read: {reason}")]
+    Index { repository: String, reason: String },
+    #[error("`{repository}` has no chart `{name}`")]
+    NoChart { repository: String, name: String },
+    #[error("`{repository}` has no `{name}` that satisfies `{version}`; it has {}", few(found))]
+    NoVersion { repository: String, name: String, version: String, found: Vec<String> },
+}
+
+impl ChartError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Fetch(error) => error.hint(),
+            Self::Registry(error) => error.hint(),
+            Self::NoVersion { .. } => {
+                Some("change the version in Chart.yaml, and run `helm dependency update` for Chart.lock".into())
+            }
+            Self::Name(_) | Self::Index { .. } | Self::NoChart { .. } => None,
+        }
+    }
+}
+
+fn few(found: &[String]) -> String {
+    match found {
+        [] => "none that is a version".to_owned(),
+        found if found.len() <= 5 => found.join(", "),
+        found => format!("{}, … ({} versions)", found[..5].join(", "), found.len()),
+    }
+}
+
+/// A chart that was found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub version: String,
+    place: Place,
+}
+
+#[derive(Clone, Debug)]
+enum Place {
+    Url { url: String, digest: Option<Digest> },
+    Registry(Repository, Tag),
+}
+
+/// One version of a chart in an index.
+#[derive(Clone, Debug)]
+struct Entry {
+    version: String,
+    url: String,
+    digest: Option<Digest>,
+}
+
+/// An index: charts by name, the newest version first.
+type Index = BTreeMap<String, Vec<Entry>>;
+
+#[derive(Clone, Debug)]
+struct Kept {
+    index: Arc<Index>,
+    bytes: u32,
+    read: tokio::time::Instant,
+}
+
+/// Fetches charts. Clones share what is kept.
+#[derive(Clone, Debug)]
+pub struct Charts {
+    fetcher: Fetcher,
+    registry: Client,
+    indexes: Cache<String, Kept>,
+    /// Where archives are kept; None: nowhere.
+    dir: Option<PathBuf>,
+}
+
+impl Charts {
+    /// `dir` is for archives, and is made when it is needed.
+    pub fn new(fetcher: Fetcher, registry: Client, dir: Option<PathBuf>) -> Self {
+        let weigher = |_: &String, kept: &Kept| kept.bytes;
+        let indexes = Cache::builder().max_capacity(MAX_INDEXES).weigher(weigher).time_to_live(STALE).build();
+        Self { fetcher, registry, indexes, dir }
+    }
+
+    /// A file at an address, of at most so many bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`FetchError`].
+    pub async fn file(&self, url: &str, limit: usize) -> Result<Bytes, FetchError> {
+        self.fetcher.get(url, limit, WITHIN).await
+    }
+
+    /// The version of a chart that satisfies a constraint: with several, the newest. As Helm's resolver, a version that is written out is
+    /// taken from an OCI registry as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`ChartError`]; also when `version` is no constraint.
+    pub async fn find(&self, repository: &str, name: &str, version: &str) -> Result<Found, ChartError> {
+        match repository.strip_prefix("oci://") {
+            Some(place) => self.find_in_registry(place, name, version).await,
+            None => self.find_in_index(repository, name, version, false).await,
+        }
+    }
+
+    /// The very version of a chart that a lock file names.
+    ///
+    /// # Errors
+    ///
+    /// [`ChartError`].
+    pub async fn find_locked(&self, repository: &str, name: &str, version: &str) -> Result<Found, ChartError> {
+        match repository.strip_prefix("oci://") {
+            Some(place) => Ok(in_registry(&oci(place, name)?, version)?),
+            None => self.find_in_index(repository, name, version, true).await,
+        }
+    }
+
+    async fn find_in_index(&self, repository: &str, name: &str, version: &str, is_locked: bool) -> Result<Found, ChartError> {
+        let index = self.index(repository).await?;
+        let shown = || masked(repository);
+        let entries = index.get(name).ok_or_else(|| ChartError::NoChart { repository: shown(), name: printable(name) })?;
+        let constraint = version.parse::<Constraint>().ok();
+        let suits = |entry: &&Entry| match (lenient(&entry.version), &constraint) {
+            _ if is_locked => is_same(version, &entry.version),
+            (Some(own), Some(constraint)) => constraint.matches(&own),
+            _ => false,
+        };
+        let entry = entries.iter().find(suits).ok_or_else(|| ChartError::NoVersion {
+            repository: shown(),
+            name: printable(name),
+            version: printable(version),
+            found: entries.iter().map(|entry| printable(&entry.version)).collect(),
+        })?;
+        if let Some(place) = entry.url.strip_prefix("oci://") {
+            let (repository, _) = crate::image::split_tag(place);
+            return Ok(in_registry(&repository.parse()?, &entry.version)?);
+        }
+        let place = Place::Url { url: absolute(repository, &entry.url), digest: entry.digest.clone() };
+        Ok(Found { version: entry.version.clone(), place })
+    }
+
+    async fn find_in_registry(&self, place: &str, name: &str, version: &str) -> Result<Found, ChartError> {
+        let repository = oci(place, name)?;
+        if lenient(version).is_some() {
+            return Ok(in_registry(&repository, version)?);
+        }
+        let listing = self.registry.tags(&repository, &Access::operator()).await?;
+        let versions = listing.tags.iter().filter_map(|listed| Version::parse(&listed.tag.as_str().replace('_', "+")).ok());
+        let mut versions: Vec<Version> = versions.collect();
+        versions.sort_by(|a, b| b.cmp_precedence(a));
+        let constraint = version.parse::<Constraint>().ok();
+        let found = versions.iter().find(|own| constraint.as_ref().is_some_and(|constraint| constraint.matches(own)));
+        let found = found.ok_or_else(|| ChartError::NoVersion {
+            repository: repository.to_string(),
+            name: printable(name),
+            version: printable(version),
+            found: versions.iter().map(ToString::to_string).collect(),
+        })?;
+        Ok(in_registry(&repository, &found.to_string())?)
+    }
+
+    /// The archive of a chart.
+    ///
+    /// # Errors
+    ///
+    /// [`ChartError`].
+    pub async fn archive(&self, found: &Found) -> Result<Bytes, ChartError> {
+        match &found.place {
+            Place::Registry(repository, tag) => {
+                let blob = self.registry.chart(repository, tag, MAX_ARCHIVE).await?;
+                if let Some(kept) = self.kept(&blob.digest) {
+                    return Ok(kept);
+                }
+                let bytes = self.registry.blob(repository, &blob, MAX_ARCHIVE).await?;
+                self.keep(&blob.digest, &bytes);
+                Ok(bytes)
+            }
+            Place::Url { url, digest } => {
+                if let Some(kept) = digest.as_ref().and_then(|digest| self.kept(digest)) {
+                    return Ok(kept);
+                }
+                let bytes = self.fetcher.get(url, MAX_ARCHIVE, WITHIN).await?;
+                match digest {
+                    Some(digest) if Digest::of(&bytes) == *digest => self.keep(digest, &bytes),
+                    // Helm does not look at it either, unless it is told to verify.
+                    Some(_) => tracing::warn!(url = masked(url), "a chart is not what the digest in its index says"),
+                    None => {}
+                }
+                Ok(bytes)
+            }
+        }
+    }
+
+    async fn index(&self, repository: &str) -> Result<Arc<Index>, ChartError> {
+        let kept = self.indexes.get(repository).await;
+        if let Some(kept) = kept.as_ref().filter(|kept| kept.read.elapsed() < FRESH) {
+            return Ok(Arc::clone(&kept.index));
+        }
+        let url = format!("{}/index.yaml", repository.trim_end_matches('/'));
+        match self.fetcher.get(&url, MAX_INDEX, WITHIN).await {
+            Ok(bytes) => {
+                let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                let read =
+                    tokio::task::spawn_blocking(move || read_index(&bytes)).await.unwrap_or_else(|error| Err(error.to_string()));
+                let index = read.map_err(|reason| ChartError::Index { repository: masked(repository), reason })?;
+                let kept = Kept { index: Arc::new(index), bytes: length, read: tokio::time::Instant::now() };
+                self.indexes.insert(repository.to_owned(), kept.clone()).await;
+                Ok(kept.index)
+            }
+            Err(error) => match kept {
+                Some(kept) => {
+                    let (repository, reason) = (masked(repository), chain(&error));
+                    tracing::warn!(repository, reason, "using the last index of a chart repository");
+                    Ok(kept.index)
+                }
+                None => Err(error.into()),
+            },
+        }
+    }
+
+    fn kept(&self, digest: &Digest) -> Option<Bytes> {
+        let bytes = std::fs::read(self.place(digest)?).ok()?;
+        // What stands on disk may be damaged.
+        (Digest::of(&bytes) == *digest).then(|| bytes.into())
+    }
+
+    /// Keeps an archive, as well as that can be done.
+    fn keep(&self, digest: &Digest, bytes: &[u8]) {
+        let (Some(dir), Some(place)) = (&self.dir, self.place(digest)) else { return };
+        let kept = std::fs::create_dir_all(dir).and_then(|()| {
+            let mut file = tempfile::NamedTempFile::new_in(dir)?;
+            std::io::Write::write_all(&mut file, bytes)?;
+            file.persist(&place).map_err(|error| error.error)?;
+            prune(dir)
+        });
+        if let Err(error) = kept {
+            tracing::debug!(%error, "a chart could not be kept");
+        }
+    }
+
+    fn place(&self, digest: &Digest) -> Option<PathBuf> {
+        Some(self.dir.as_ref()?.join(format!("{}.tgz", digest.as_str().trim_start_matches("sha256:"))))
+    }
+}
+
+/// Removes the oldest archives past the bound.
+fn prune(dir: &Path) -> std::io::Result<()> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_file() {
+            files.push((metadata.modified()?, metadata.len(), entry.path()));
+        }
+    }
+    files.sort();
+    let mut total: u64 = files.iter().map(|(_, length, _)| length).sum();
+    for (_, length, path) in files {
+        if total <= MAX_KEPT {
+            break;
+        }
+        std::fs::remove_file(path)?;
+        total -= length;
+    }
+    Ok(())
+}
+
+/// The repository of a chart below an `oci://` address.
+fn oci(place: &str, name: &str) -> Result<Repository, ImageError> {
+    format!("{}/{name}", place.trim_end_matches('/')).parse()
+}
+
+/// A chart's version as a tag: `+` is not legal there, and is written `_`.
+fn in_registry(repository: &Repository, version: &str) -> Result<Found, ImageError> {
+    let tag = version.replace('+', "_").parse()?;
+    Ok(Found { version: version.to_owned(), place: Place::Registry(repository.clone(), tag) })
+}
+
+/// An address in an index, which counts from the repository's own. A query there goes along, as Helm's `ResolveReferenceURL` does it.
+fn absolute(repository: &str, url: &str) -> String {
+    let base = Url::parse(&format!("{}/", repository.trim_end_matches('/')));
+    match base.and_then(|base| base.join(url)) {
+        Ok(joined) => joined.into(),
+        Err(_) => url.to_owned(),
+    }
+}
+
+/// A version as Masterminds' `NewVersion` reads it: with `v` before it, and with parts missing.
+fn lenient(text: &str) -> Option<Version> {
+    crate::policy::read_version(text)
+}
+
+/// Are two versions the same, build metadata left out?
+fn is_same(a: &str, b: &str) -> bool {
+    match (lenient(a), lenient(b)) {
+        (Some(a), Some(b)) => a.cmp_precedence(&b).is_eq(),
+        _ => a == b,
+    }
+}
+
+#[derive(Deserialize)]
+struct IndexFile {
+    #[serde(rename = "apiVersion", default)]
+    api_version: String,
+    #[serde(default)]
+    entries: BTreeMap<String, Option<Vec<Option<RawEntry>>>>,
+}
+
+#[derive(Deserialize)]
+struct RawEntry {
+    #[serde(default)]
+    version: serde_yaml::Value,
+    #[serde(default)]
+    urls: Option<Vec<String>>,
+    #[serde(default)]
+    digest: Option<String>,
+}
+
+fn read_index(bytes: &[u8]) -> Result<Index, String> {
+    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    // Many indexes are JSON, which is read ten times as fast.
+    let file: IndexFile = match text.trim_start().starts_with('{') {
+        true => serde_json::from_str(text).map_err(|error| error.to_string())?,
+        false => serde_yaml::from_str(text).map_err(|error| error.to_string())?,
+    };
+    if file.api_version.is_empty() {
+        return Err("it has no `apiVersion`".to_owned());
+    }
+    let entry = |raw: RawEntry| {
+        let digest = raw.digest.map(|text| if text.contains(':') { text } else { format!("sha256:{text}") });
+        Some(Entry {
+            version: raw.version.as_str()?.to_owned(),
+            url: raw.urls?.into_iter().next()?,
+            digest: digest.and_then(|text| text.parse().ok()),
+        })
+    };
+    let entries = file.entries.into_iter().map(|(name, raw)| {
+        let mut entries: Vec<Entry> = raw.into_iter().flatten().flatten().filter_map(entry).collect();
+        // What is no version comes last.
+        entries.sort_by(|a, b| match (lenient(&a.version), lenient(&b.version)) {
+            (Some(a), Some(b)) => b.cmp_precedence(&a),
+            (a, b) => b.is_some().cmp(&a.is_some()),
+        });
+        (name, entries)
+    });
+    Ok(entries.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_is_sorted_and_what_cannot_be_fetched_left_out() {
+        let text = "apiVersion: v1
+entries:
+  web:
+  - {version: 1.2.0, urls: [web-1.2.0.tgz], digest: abc}
+  - {version: 1.10.0, urls: ['https://other.example/web-1.10.0.tgz'], digest: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}
+  - {version: 2.0.0}
+  - {version: latest, urls: [x]}
+  -
+  none: null
+";
+        let index = read_index(text.as_bytes()).expect("an index");
+        let versions: Vec<&str> = index["web"].iter().map(|entry| entry.version.as_str()).collect();
+        assert_eq!(versions, ["1.10.0", "1.2.0", "latest"]);
+        assert!(index["web"][0].digest.is_some() && index["web"][1].digest.is_none());
+        let json = r#"{"apiVersion": "v1", "entries": {"web": [{"version": "1.0.0", "urls": ["a"]}]}}"#;
+        assert_eq!(read_index(json.as_bytes()).expect("an index")["web"][0].url, "a");
+        assert!(read_index(b"entries: {}").is_err() && read_index(b"\xff").is_err() && read_index(b"a: [").is_err());
+    }
+
+    #[test]
+    fn addresses_count_from_the_repository() {
+        for (repository, url, expected) in [
+            ("https://a.example/charts", "web-1.tgz", "https://a.example/charts/web-1.tgz"),
+            ("https://a.example/charts/", "charts/web-1.tgz", "https://a.example/charts/charts/web-1.tgz"),
+            ("https://a.example/charts", "https://b.example/x.tgz", "https://b.example/x.tgz"),
+            ("https://a.example/charts", "/x.tgz", "https://a.example/x.tgz"),
+        ] {
+            assert_eq!(absolute(repository, url), expected);
+        }
+    }
+}
