@@ -3,13 +3,13 @@ SHELL := /bin/sh
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help build helm-worker demo test lint soak bench fuzz tools deny clean
+.PHONY: help build helm-worker demo test lint soak bench fuzz fuzz-sandbox tools deny clean
 
 # Seconds for each target of `make fuzz`. A full run is 600.
 FUZZ_SECONDS ?= 60
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 build: ## Build pinion for release: target/release/pinion
 	cargo build --release --locked
@@ -46,6 +46,10 @@ fuzz: ## Look for inputs that break the laws of tests/laws; FUZZ_SECONDS=600 is 
 	  cargo fuzz run --sanitizer none $$target fuzz/target/corpus/$$target fuzz/corpus/$$target -- \
 	    -dict=fuzz/$$target.dict -max_total_time=$(FUZZ_SECONDS) -timeout=10 || exit; \
 	done
+
+fuzz-sandbox: ## Look for charts and kustomizations that lead out of the sandbox; FUZZ_SECONDS=1800 is a full run
+	scripts/tools helm kustomize helm-worker
+	PINION_FUZZ_SECONDS=$(FUZZ_SECONDS) cargo test --locked --test pinion sandbox::random -- --nocapture
 
 tools: ## Fetch the tools that the tests run into .tools/bin
 	scripts/tools --all

@@ -7,6 +7,8 @@ use pinion::cli::{Cli, Log, LogFormat, Outcome, Usage};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    // What whoever started us left open is nothing for the tools that we start.
+    close_fds::set_fds_cloexec(3, &[]);
     let cli = Cli::parse();
     if let Err(error) = start_logging(&cli.log) {
         eprintln!("error: `--log-level`: {error}");

@@ -5,6 +5,7 @@
 //! have codes that do not make the controller retry the whole render: those are `ResourceExhausted` and `Unavailable`.
 
 pub mod account;
+pub mod admin;
 pub mod board;
 pub mod init;
 pub mod pins;

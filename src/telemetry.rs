@@ -17,6 +17,7 @@ use prometheus_client::registry::Registry;
 use crate::generate::Generated;
 use crate::process::Runner;
 use crate::process::pool::Counts;
+use crate::process::sandbox::{Guarantee, Mode, Sandboxes};
 use crate::render::memo::Memo;
 use crate::server::renders::Gauges;
 
@@ -52,6 +53,11 @@ struct RenderLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HelmLabels {
     runner: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SandboxLabels {
+    guarantee: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -169,6 +175,20 @@ impl Metrics {
     pub fn memo(&mut self, memo: &Memo) {
         self.registry.register("memo_texts", "Rendered texts that are kept", memo.texts.clone());
         self.registry.register("memo_bytes", "Bytes of rendered texts that are kept, packed", memo.bytes.clone());
+    }
+
+    /// Shows what the sandbox of tools keeps on this kernel.
+    pub fn sandbox(&mut self, sandboxes: &Sandboxes) {
+        let kept: Family<SandboxLabels, Gauge> = Family::default();
+        for Guarantee { name, is_kept, .. } in sandboxes.level().guarantees() {
+            let is_kept = is_kept && sandboxes.mode() != Mode::Off;
+            kept.get_or_create(&SandboxLabels { guarantee: name }).set(is_kept.into());
+        }
+        self.registry.register(
+            "sandbox",
+            "What the sandbox of tools keeps: 1, or 0 where the kernel cannot or `--sandbox=off`",
+            kept,
+        );
     }
 
     /// Shows what renders charts.

@@ -8,13 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::Router;
-use axum::extract::ConnectInfo;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -25,12 +20,14 @@ use super::{Outcome, configured, resolver};
 use crate::config;
 use crate::failure::chain;
 use crate::process::pool::{Counts, Limits, Pool};
+use crate::process::sandbox::{Mode, Sandboxes};
 use crate::process::{Runner, found};
 use crate::registry::{Client, RegistriesConfig};
 use crate::render::Tools;
 use crate::render::memo::Memo;
 use crate::resolve::Resolver;
-use crate::server::board::{Board, is_token};
+use crate::server::admin::Admin;
+use crate::server::board::Board;
 use crate::server::plugin::Plugin;
 use crate::server::proto::DESCRIPTOR;
 use crate::server::proto::config_management_plugin_service_server::ConfigManagementPluginServiceServer;
@@ -50,9 +47,6 @@ const WINDOW: u32 = 1 << 20;
 
 /// Calls at a time on one connection, further ones wait. Together they fit into its window, so that one that is not read holds up no other.
 const STREAMS: u32 = 32;
-
-/// What the numbers are written in.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// How often registries.conf is looked at.
 const REREAD: Duration = Duration::from_secs(5);
@@ -130,6 +124,7 @@ impl Arguments {
             return init::run().await.map(|()| Outcome::Done).context("the server below the init process failed");
         }
         tune_allocator();
+        raise_descriptors();
         let plugin = Plugin::load(&self.config_dir_path)?;
         let mut config = configured(self.config)?;
         let known = config.registries_conf.as_deref().and_then(|path| std::fs::read(path).ok());
@@ -159,6 +154,7 @@ impl Arguments {
             }
         }
         config.registries.credential_problems().iter().for_each(|problem| tracing::warn!("{problem}"));
+        tell_sandbox(&config.tools.sandboxes);
         let workers = Counts::default();
         // Before there is a socket: nobody shall wait at it.
         config.tools.templates = if self.helm_workers { runner(&config.tools, &workers).await } else { Runner::Process };
@@ -168,6 +164,7 @@ impl Arguments {
         let mut metrics = Metrics::new(&config.requests, &hits, &renders.gauges);
         config.tools.memo.iter().for_each(|memo| metrics.memo(memo));
         metrics.helm(&config.tools.templates, &workers);
+        metrics.sandbox(&config.tools.sandboxes);
         let metrics = Arc::new(metrics);
         let board = Arc::new(Board::default());
         let client = config.client.clone();
@@ -207,14 +204,8 @@ impl Arguments {
         let ended = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
-        let (token, ready_path) = (self.api_token, socket_path.clone());
-        let routes = Router::new()
-            .route("/healthz", get(async || "ok\n"))
-            .route("/readyz", get(move || async move { ready(&ready_path) }))
-            .route("/metrics", get(move || async move { ([(CONTENT_TYPE, OPENMETRICS)], metrics.text()) }))
-            .route("/api/v1/pins", get(move |peer, headers| async move { pins(&board, token.as_deref(), peer, &headers) }))
-            .into_make_service_with_connect_info::<SocketAddr>();
-        let admin = tokio::spawn(axum::serve(admin, routes).with_graceful_shutdown(ended(stopped.clone())).into_future());
+        let admin_server = Admin { socket: socket_path.clone(), metrics, board, token: self.api_token };
+        let admin = tokio::spawn(admin_server.serve(admin));
         // Last: who finds the socket is answered.
         let mut socket = Socket::bind(&socket_path).context("the plugin socket cannot be made")?;
         let listener = socket.listener().context("the socket is taken")?;
@@ -265,6 +256,29 @@ fn tune_allocator() {
     let Some(program) = std::env::current_exe().ok().filter(|_| !is_told && cfg!(target_env = "gnu")) else { return };
     let error = std::process::Command::new(program).args(std::env::args_os().skip(1)).envs(SETTINGS).exec();
     tracing::debug!(%error, "the allocator stays as it is");
+}
+
+/// Raises the number of open files to what the system permits: containers often start with 1,024 of a million.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
+}
+
+/// Tells what bounds the tools have on this kernel.
+fn tell_sandbox(sandboxes: &Sandboxes) {
+    let (mode, level) = (sandboxes.mode(), sandboxes.level());
+    if mode == Mode::Off {
+        tracing::warn!(
+            "tools run without a sandbox (`--sandbox=off`): whoever can commit to a repository can read what this sidecar can"
+        );
+        return;
+    }
+    tracing::info!(kernel = %level, "tools run in a sandbox");
+    for guarantee in level.guarantees().filter(|guarantee| !guarantee.is_kept) {
+        tracing::warn!("not kept by this kernel ({level}): {}", guarantee.text);
+    }
 }
 
 /// Answers `pinion generate` processes. Without it they find out by themselves, so that no failure here is one of the server's.
@@ -320,22 +334,6 @@ async fn runner(tools: &Tools, workers: &Counts) -> Runner {
             tracing::info!(helm = %helm.display(), reason = %error, "charts are rendered by a process each: this Helm is no worker");
             Runner::Process
         }
-    }
-}
-
-/// Can Argo CD reach us? Not when somebody removed the socket.
-fn ready(socket: &Path) -> (StatusCode, &'static str) {
-    if socket.exists() { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "the plugin socket is gone\n") }
-}
-
-/// The pins, for loopback or with the token.
-fn pins(board: &Board, token: Option<&str>, ConnectInfo(peer): ConnectInfo<SocketAddr>, headers: &HeaderMap) -> Response {
-    let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
-    if peer.ip().is_loopback() || is_token(header, token) {
-        ([(CONTENT_TYPE, "application/json")], board.json()).into_response()
-    } else {
-        (StatusCode::UNAUTHORIZED, "a token is needed: set PINION_API_TOKEN and send it as `Authorization: Bearer`\n")
-            .into_response()
     }
 }
 

@@ -116,14 +116,23 @@ pub struct Level {
     pub seccomp: bool,
 }
 
-/// One thing that a sandbox keeps, with what it needs: the ladder.
-const LADDER: [(&str, u8, bool); 6] = [
-    ("files: only those of the render, the tool and its libraries are open", 1, false),
-    ("truncating files that may only be read is refused", 3, false),
-    ("TCP of profile git: only to the port of the filtering proxy", 4, false),
-    ("signals to other processes, and abstract Unix sockets, are refused", 6, false),
-    ("network of profile offline: no socket can be made", 0, true),
-    ("UDP, Unix sockets, MPTCP, TCP Fast Open, io_uring, ptrace, keys and new namespaces are refused", 0, true),
+/// One thing that a sandbox keeps, if the kernel can.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guarantee {
+    /// A short name, for metrics.
+    pub name: &'static str,
+    pub text: &'static str,
+    pub is_kept: bool,
+}
+
+/// Name, text, the version of Landlock that is needed, and whether seccomp is.
+const GUARANTEES: [(&str, &str, u8, bool); 6] = [
+    ("files", "tools open only the files of their render, themselves and public files of the system", 1, false),
+    ("truncate", "tools cannot truncate files that they may only read", 3, false),
+    ("ports", "tools that fetch by Git or http connect only to the filtering proxy", 4, false),
+    ("signals", "tools cannot send signals to other processes, nor connect to abstract Unix sockets", 6, false),
+    ("network", "tools that fetch nothing cannot make a socket; the others cannot use UDP, Unix sockets or MPTCP", 0, true),
+    ("calls", "tools cannot use io_uring, ptrace, the kernel's keys, or make namespaces", 0, true),
 ];
 
 impl Level {
@@ -143,9 +152,12 @@ impl Level {
         tried.join().unwrap_or(Self { landlock: 0, seccomp: false })
     }
 
-    /// What is kept and what is not, each as one text.
-    pub fn told(self) -> impl Iterator<Item = (&'static str, bool)> {
-        LADDER.into_iter().map(move |(text, landlock, seccomp)| (text, self.landlock >= landlock && (self.seccomp || !seccomp)))
+    /// What is kept, and what is not.
+    pub fn guarantees(self) -> impl Iterator<Item = Guarantee> {
+        GUARANTEES.into_iter().map(move |(name, text, landlock, seccomp)| {
+            let is_kept = self.landlock >= landlock && (self.seccomp || !seccomp);
+            Guarantee { name, text, is_kept }
+        })
     }
 
     /// Is a profile kept whole?
@@ -378,7 +390,8 @@ impl Sandbox {
         match self.profile {
             Profile::Offline => Some("a tool reads no files outside the application's checkout, and has no network of its own".into()),
             Profile::Git => Some(
-                "a tool reads no files outside the application's checkout, and connects to what `egress` permits: never to this machine"
+                "a tool reads no files outside the application's checkout, and connects to what `egress` permits: never to this machine; an \
+                 operator can open a key for ssh with `--sandbox-readable`"
                     .into(),
             ),
             Profile::Helper => None,

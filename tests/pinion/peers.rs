@@ -4,7 +4,7 @@
 //! `scripts/tools registry docker-registry skopeo helm` fetches what is needed. What is missing skips its tests, and fails them in CI.
 
 mod layout;
-mod peer;
+pub mod peer;
 mod server;
 
 use std::collections::BTreeSet;

@@ -209,3 +209,50 @@ async fn both_escaped_authorities_are_understood_and_the_raw_one_harms_nobody() 
         assert!(!is_answered("/home/argocd/cmp-server/plugins/pinion@v1.sock"));
     }
 }
+
+/// The admin port is open to the cluster: whoever holds connections to it open keeps nobody from a render, nor from the port.
+#[tokio::test(flavor = "multi_thread")]
+async fn five_thousand_idle_connections_to_the_admin_port_change_nothing() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).expect("raised");
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    let mut idle = Vec::new();
+    for number in 0..5000 {
+        let mut stream = tokio::net::TcpStream::connect(&serving.admin).await.expect("a connection");
+        // Some say nothing, some never end what they say.
+        let start: &[u8] = if number % 2 == 0 { b"" } else { b"GET /metrics HTTP/1.1\r\nHost: x\r\n" };
+        // It may be closed already, for a newer one.
+        let _ = stream.write_all(start).await;
+        idle.push(stream);
+        if number % 1000 == 0 {
+            let manifests = generate(&serving, fixture.messages(1024)).await.expect("manifests");
+            assert!(manifests.contains("ghcr.io/acme/web:1.1.0"), "{manifests}");
+            assert!(serving.get("/healthz").await.ends_with("ok\n"), "{number}");
+        }
+    }
+    let descriptors = || fs::read_dir(format!("/proc/{}/fd", serving.child.id())).expect("a directory").count();
+    crate::support::driver::until("its connections are not closed", async || descriptors() < 150).await;
+    generate(&serving, fixture.messages(1024)).await.expect("manifests");
+    // What is never ended is closed, also without a newer one.
+    let mut slow = tokio::net::TcpStream::connect(&serving.admin).await.expect("a connection");
+    slow.write_all(b"GET /metrics HTTP/1.1\r\nX: ").await.expect("sent");
+    let mut answer = Vec::new();
+    tokio::time::timeout(crate::support::driver::PATIENCE, slow.read_to_end(&mut answer))
+        .await
+        .expect("it ends")
+        .expect("closed");
+    // One connection can ask again and again.
+    let mut kept = tokio::net::TcpStream::connect(&serving.admin).await.expect("a connection");
+    for _ in 0..3 {
+        kept.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+        let mut answer = [0; 15];
+        kept.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        let mut rest = [0; 1024];
+        assert!(kept.read(&mut rest).await.expect("the rest") > 0);
+    }
+    drop(idle);
+}

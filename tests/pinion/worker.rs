@@ -16,6 +16,7 @@ use pinion::process::sandbox::{Level, Mode, Sandboxes};
 use pinion::process::worker::Worker;
 
 use crate::support::driver::{root, tool};
+use crate::support::random::Random;
 use crate::tree::needs;
 use charts::{Chart, generated, of_the_repository, suspects};
 
@@ -160,7 +161,7 @@ async fn nothing_leaks_from_one_render_to_the_next() {
     let mut worker =
         Worker::start(&program, &open_sandboxes().offline(&program).expect("taken as it is")).await.expect("a worker");
     let (mut early, mut last) = (0, 0);
-    let mut random = charts::Random::new(5);
+    let mut random = Random::new(5);
     for round in 0..renders {
         let (name, child, expected) = &known[random.below(known.len())];
         let answer = worker.run(child).await.expect("an answer");

@@ -92,6 +92,10 @@ impl Driver {
             ("PINION_REGISTRIES_CONF".to_owned(), own("registries.conf")),
             ("PINION_LOOKUP_TIMEOUT".to_owned(), "20s".to_owned()),
         ]);
+        // What a test of the sandbox leaves out.
+        let level = ["PINION_SANDBOX_ABI", "PINION_SANDBOX_WITHOUT_SECCOMP"];
+        let level = level.into_iter().filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?)));
+        let environment = environment.into_iter().chain(level).collect();
         Self { program: program.into(), home, environment, directory: root(), input: String::new() }
     }
 

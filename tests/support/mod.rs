@@ -5,4 +5,5 @@
 pub mod argocd;
 pub mod driver;
 pub mod examples;
+pub mod random;
 pub mod registry;
