@@ -314,6 +314,31 @@ impl Maker<'_> {
         application
     }
 
+    /// A chart that differs from an honest one in its list of dependencies alone: one is missing, one is there and named once more.
+    fn dependencies(&mut self) -> Application {
+        let place = self.witnesses.filled("file://OUTSIDE/chart");
+        let foreign =
+            [self.entry("name", "foreign"), self.entry("version", "0.1.0"), self.entry("repository", &place)].join(", ");
+        let own = "name: own, version: 0.1.0, repository: 'file://own'";
+        let list = self.key("dependencies").trim_start_matches("? ").trim_end().to_owned();
+        let declared = match self.random.below(3) {
+            0 => format!("dependencies: [{{{own}}}]\n{list}: [{{{foreign}}}, {{{own}}}]\n"),
+            1 => format!("x: &x {{{foreign}}}\n{list}: [{{{own}}}, *x]\n"),
+            _ => format!("{list}: [{{{own}}}, {{{foreign}}}]\n"),
+        };
+        let chart = |name: &str| format!("apiVersion: v2\nname: {name}\nversion: 0.1.0\n");
+        let mut files = vec![
+            ("Chart.yaml".to_owned(), chart("web") + &declared),
+            ("own/Chart.yaml".to_owned(), chart("own")),
+            ("templates/a.yaml".to_owned(), "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n".to_owned()),
+        ];
+        if self.once_in(2) {
+            files.push(("charts/foreign/Chart.yaml".to_owned(), chart("foreign")));
+        }
+        let files = files.into_iter().map(|(path, text)| (path, text.into_bytes())).collect();
+        Application { files, ..Application::default() }
+    }
+
     fn kustomization(&mut self) -> Application {
         let mut lines = String::new();
         for _ in 0..=self.random.below(3) {
@@ -400,7 +425,11 @@ async fn run(witnesses: &Witnesses, first: u64, is_enough: impl Fn(&Found) -> bo
             break;
         }
         let mut maker = Maker { random: Random::new(seed), witnesses };
-        let application = if maker.once_in(3) { maker.kustomization() } else { maker.chart() };
+        let application = match maker.random.below(6) {
+            0 | 1 => maker.kustomization(),
+            2 => maker.dependencies(),
+            _ => maker.chart(),
+        };
         application.write(&app);
         let parameters = serde_json::to_string(&application.parameters).expect("JSON");
         let variables =
