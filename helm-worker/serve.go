@@ -20,7 +20,7 @@ import (
 // else goes wrong ends it too, and whoever sent the request runs it as a process, in a sandbox of the same kind.
 
 // protocol is raised when messages change their meaning.
-const protocol = 1
+const protocol = 2
 
 // maxRequest is the longest text of a request, in bytes.
 const maxRequest = 64 << 20

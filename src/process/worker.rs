@@ -17,7 +17,7 @@ use super::sandbox::Sandbox;
 use super::{Child, MAX_STDERR, found};
 
 /// The protocol that is spoken here.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 
 /// Longest text of a hello or an answer, in bytes.
 const MAX_MESSAGE: u32 = 4096;

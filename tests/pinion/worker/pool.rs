@@ -279,7 +279,7 @@ async fn a_plain_helm_and_a_program_that_says_nothing_are_no_workers() {
         ("echo 'Error: unknown command' >&2; exit 1", "it ended without a hello"),
         ("exec sleep 60", "timed out"),
         ("echo hello, I am no worker; sleep 60", "longer than permitted"),
-        (r#"printf '\0\0\0\43{"helm_worker":2,"confined":false}  '; sleep 60"#, "it speaks protocol 2, not 1"),
+        (r#"printf '\0\0\0\43{"helm_worker":3,"confined":false}  '; sleep 60"#, "it speaks protocol 3, not 2"),
     ] {
         let program = script_at(place.path(), script);
         let start = Duration::from_millis(if reason == "timed out" { 500 } else { 120_000 });
