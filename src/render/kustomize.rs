@@ -3,6 +3,8 @@
 //! Argo CD edits the application's kustomization in place; here that happens in a copy. What a kustomization reaches (bases,
 //! components) is copied with it, so that loading restrictions see the same tree.
 
+mod stand_ins;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
@@ -14,11 +16,12 @@ use crate::application::Application;
 use crate::egress::proxy::Proxy;
 use crate::image::{Repository, printable};
 use crate::placeholder::image::{ImageNotFound, Siblings, beside};
-use crate::placeholder::{Scan, Site};
+use crate::placeholder::{Scan, Site, is_mentioned};
 use crate::process::Child;
 use crate::process::sandbox::Sandbox;
 use crate::workspace::{Checkout, Workspace, WorkspaceError, shown};
 use crate::yaml::{Kind, Node, NodeId, Tree};
+use stand_ins::StandIns;
 
 /// Names of a kustomization, in the order in which Kustomize looks for them.
 pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
@@ -38,6 +41,9 @@ pub struct Plan {
     checkout: Checkout,
     application: Application,
     data: Vec<Data>,
+    /// Files that kustomizations name, with legal tags in the place of placeholders.
+    resources: BTreeMap<PathBuf, String>,
+    stand_ins: StandIns,
     /// Directories of all kustomizations, the application's first.
     reached: Vec<PathBuf>,
     /// May something be named that has to be fetched?
@@ -59,6 +65,8 @@ impl Plan {
             checkout: checkout.clone(),
             application: application.clone(),
             data: Vec::new(),
+            resources: BTreeMap::new(),
+            stand_ins: StandIns::default(),
             reached: Vec::new(),
             fetches: false,
             is_local: true,
@@ -92,12 +100,19 @@ impl Plan {
             let is_address = |node: &Node<'_>| matches!(&node.kind, Kind::Scalar { value, .. } if has_address(value));
             plan.fetches |= tree.nodes().any(|(_, node)| is_address(node));
             let generated = plan.generated(&dir, &tree)?;
+            plan.stand_in(&dir, &tree);
             drop(tree);
             plan.data.push(Data { name: shown(&path), text, source: Source::InPlace(path) });
             plan.data.extend(generated);
             plan.reached.push(dir);
         }
         plan.fetches |= has_address(application.parameters.kustomize.patches.as_deref().unwrap_or_default());
+        // What a generator reads is substituted itself.
+        for Data { source, .. } in &plan.data {
+            if let Source::InPlace(path) = source {
+                plan.resources.remove(path);
+            }
+        }
         // Without load restrictions, a file that a kustomization names by another file may stand anywhere.
         plan.is_local &= !plan.fetches && !is_unrestricted(tools);
         Ok(plan)
@@ -115,6 +130,26 @@ impl Plan {
     pub(super) fn may_hold_more(&self) -> bool {
         let is_data = |path: &Path| self.data.iter().any(|data| matches!(&data.source, Source::InPlace(own) if own == path));
         !self.is_local || self.reached.iter().any(|dir| any_placeholder(&self.checkout, dir, is_data))
+    }
+
+    /// Puts legal tags into the files with placeholders that a kustomization names: resources, patches. Kustomize refuses itself what
+    /// cannot be read.
+    fn stand_in(&mut self, dir: &Path, tree: &Tree<'_>) {
+        for (_, node) in tree.nodes() {
+            let Kind::Scalar { value, .. } = &node.kind else { continue };
+            if value.is_empty() || value.contains('\n') || Path::new(&**value).is_absolute() {
+                continue;
+            }
+            let Ok(path) = self.checkout.find(dir, value) else { continue };
+            let own = dir.join(&**value);
+            if self.resources.contains_key(&own) || !self.checkout.root().join(&path).is_file() {
+                continue;
+            }
+            let text = self.checkout.read(&path).ok().filter(|text| is_mentioned(text));
+            if let Some(text) = text.and_then(|text| self.stand_ins.put(&text)) {
+                self.resources.insert(own, text);
+            }
+        }
     }
 
     /// Files with placeholders that generators read. Kustomize hashes them, and encodes those of Secrets, so that their placeholders
@@ -223,7 +258,8 @@ impl Plan {
         let writes = options.iter().any(|option| option.starts_with("--enable-"));
         let reaches_further = writes || is_unrestricted(tools);
         // Kustomize unpacks charts beside the kustomization: never in the checkout, which others may be reading.
-        let is_copied = writes || !changed.is_empty() || !edits.is_empty() || patches.is_some();
+        let is_changed = !changed.is_empty() || !self.resources.is_empty();
+        let is_copied = writes || is_changed || !edits.is_empty() || patches.is_some();
         let root = if is_copied { workspace.root() } else { self.checkout.root().to_owned() };
         if reaches_further {
             self.checkout.complete()?;
@@ -246,6 +282,9 @@ impl Plan {
                 if let Source::InPlace(path) = &self.data[*place].source {
                     workspace.write(path, text)?;
                 }
+            }
+            for (path, text) in &self.resources {
+                workspace.write(path, text)?;
             }
         }
         let app = root.join(self.checkout.app());
@@ -275,6 +314,7 @@ impl Plan {
         }
         let sandbox = self.sandbox(tools, &root, &workspace, writes).await?;
         let text = text(self.child(tools, arguments, root, &home, sandbox).run().await?.stdout)?;
+        let text = self.stand_ins.restore(text);
         if let (Some(memo), Some(key)) = (&tools.memo, key) {
             memo.keep(key, &text);
         }
