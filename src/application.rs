@@ -31,6 +31,28 @@ pub struct Application {
     pub parameters: Parameters,
 }
 
+/// A source without a plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Native {
+    /// Where it stands in the manifest.
+    place: String,
+    /// The block of Argo CD's own that is there, and the `plugin` block that stands for it, as YAML.
+    replaced: Option<(&'static str, String)>,
+}
+
+impl Native {
+    fn hint(&self) -> String {
+        let place = &self.place;
+        match &self.replaced {
+            Some((tool, block)) => {
+                let block = block.trim_end().replace('\n', "\n    ");
+                format!("replace `{tool}` in `{place}` by\n    {block}")
+            }
+            None => format!("add `plugin: {{name: pinion@v1}}` to `{place}`"),
+        }
+    }
+}
+
 /// Why there is no application to render.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplicationError {
@@ -38,7 +60,7 @@ pub enum ApplicationError {
     Parameters(Vec<ParameterError>),
     #[error("the manifest cannot be read: {0}")]
     Manifest(String),
-    #[error("`.argocd-source.yaml` cannot be read: {0}")]
+    #[error("the override file cannot be read: {0}")]
     Override(String),
     #[error("the manifest is a `{0}`, not an `Application` or `ApplicationSet`")]
     Kind(String),
@@ -49,11 +71,10 @@ pub enum ApplicationError {
         name: String,
         /// Where the block would stand.
         place: &'static str,
-        /// The block of Argo CD's own that is there.
-        tool: Option<&'static str>,
-        /// The `plugin` block that stands for it, as YAML.
-        replacement: Option<String>,
+        natives: Vec<Native>,
     },
+    #[error("Application `{name}`: source `{wanted}` has no `plugin` block")]
+    NotOurs { name: String, wanted: String, natives: Vec<Native> },
     #[error("Application `{name}` is rendered by the plugin `{plugin}`, which is not Pinion")]
     OtherPlugin { name: String, plugin: String },
     #[error("there is no source `{wanted}`")]
@@ -77,9 +98,8 @@ impl ApplicationError {
         match self {
             Self::Parameters(errors) => errors.iter().find_map(ParameterError::hint),
             Self::Set { hint, .. } => Some(hint.clone()),
-            Self::NoPlugin { place, tool: Some(tool), replacement: Some(block), .. } => {
-                let block = block.trim_end().replace('\n', "\n    ");
-                Some(format!("replace `{tool}` in `{place}` by\n    {block}"))
+            Self::NoPlugin { natives, .. } | Self::NotOurs { natives, .. } if !natives.is_empty() => {
+                Some(natives.iter().map(Native::hint).collect::<Vec<_>>().join("\n  "))
             }
             Self::NoPlugin { place, .. } => Some(format!("add `plugin: {{name: pinion@v1}}` to `{place}`")),
             Self::OtherPlugin { plugin, .. } => {

@@ -33,7 +33,7 @@ use crate::registry::TagSource;
 use crate::render::{Plan, Purpose, RenderError, Tools};
 use crate::resolve::{Question, Resolver};
 use crate::rules::{Reader, Rules, Target};
-use crate::workspace::{Checkout, WorkspaceError};
+use crate::workspace::{Checkout, WorkspaceError, shown};
 use answers::{Answering, misunderstood, substitute};
 use asks::{Ask, Text, asks, rule_asks, scan_all};
 use clock::Clock;
@@ -123,7 +123,9 @@ pub async fn generate<S: TagSource + 'static>(
         let rendered = tokio::time::timeout(time_to_try(deadline), plan.run(&changed, &targets, tools)).await;
         if let Ok(Ok(rendered)) = rendered {
             clock.begin("finish");
-            failures.extend(answering.faults(&rendered, &told).await);
+            let faults = answering.faults(&rendered, &told).await;
+            // What stands around the stand-in would be told in words that nobody wrote.
+            failures.extend(faults.into_iter().filter(|failure| !failure.message.contains(NO_TAG)));
         }
         return Err(Failures(failures));
     }
@@ -258,14 +260,14 @@ pub async fn check(
     Ok(asks.iter().filter_map(problem).chain(idle).collect())
 }
 
-/// Rules whose Helm target is a path that the chart's values do not have and its templates do not read.
+/// Rules whose Helm target is no single value that the chart's templates read.
 fn unread_targets(rules: &Rules, plan: &Plan) -> Vec<Failure> {
     let mut failures = Vec::new();
     for rule in &rules.rules {
         let Target::Helm(target) = &rule.target else { continue };
         for path in [&target.name, &target.tag, &target.spec].into_iter().flatten() {
             if plan.reads_value(path) == Some(false) {
-                let message = format!("the target `{}` is no path of the chart's values", printable(path));
+                let message = format!("the target `{}` is no single value that the chart reads", printable(path));
                 let hint = "the image would keep its tag; write the path as `values.yaml` has it, such as `image.tag`".to_owned();
                 failures.push(Failure::text(format!("rule `{}`", rule.alias), message, Some(hint)));
             }
@@ -332,10 +334,28 @@ pub fn read_rules(checkout: &Checkout, application: &Application) -> Result<Rule
             reader.file(name, &text);
         }
     }
+    let misnamed = misnamed_files(checkout, application);
+    if !misnamed.is_empty() {
+        return Err(Failures(misnamed));
+    }
     reader.parameters(&application.parameters.images, &application.parameters.image_settings);
     reader.finish().map_err(|errors| {
         Failures(errors.into_iter().map(|error| Failure::text(error.place, error.problem, error.hint)).collect())
     })
+}
+
+/// Files that nothing reads, though they were probably meant as ours.
+fn misnamed_files(checkout: &Checkout, application: &Application) -> Vec<Failure> {
+    let name = &application.name;
+    let names = [".pinion".to_owned(), format!(".pinion-{name}"), format!(".pinion-lock-{name}")];
+    let is_there = |name: &String| checkout.find(checkout.app(), &format!("{name}.yml")).is_ok();
+    let found = names.iter().filter(|name| !name.contains('/') && is_there(name));
+    found.map(|name| misnamed(shown(&checkout.app().join(format!("{name}.yml"))), name)).collect()
+}
+
+/// The failure of a file that is named as we name none.
+pub(crate) fn misnamed(place: String, stem: &str) -> Failure {
+    Failure::text(place, "a file of this name is not read", Some(format!("name it `{}.yaml`", printable(stem))))
 }
 
 fn read_given(checkout: &Checkout, application: &Application) -> Result<Given, Failures> {

@@ -55,8 +55,10 @@ impl std::str::FromStr for ImagePath {
 pub struct Image {
     /// The scalar's bytes in the text, with its quotes.
     pub span: Range<usize>,
-    /// Its decoded text.
+    /// Its decoded text, without the white space around it.
     pub text: String,
+    /// Is there any?
+    pub is_padded: bool,
     /// Does it stand in a pod of Kubernetes' own kinds? Elsewhere another program may read it first.
     pub is_in_pod: bool,
     style: ScalarStyle,
@@ -103,11 +105,24 @@ pub fn images(text: &str, further: &[ImagePath]) -> Result<Vec<Image>, YamlError
     }
     let image = |(_, (id, is_in_pod)): (usize, (NodeId, bool))| match &tree.node(id).kind {
         Kind::Scalar { value, style } if !value.trim().is_empty() => {
-            Some(Image { span: tree.node(id).span.clone(), text: value.trim().to_owned(), is_in_pod, style: *style })
+            let (span, text) = (tree.node(id).span.clone(), value.trim().to_owned());
+            Some(Image { span, is_padded: text != **value, text, is_in_pod, style: *style })
         }
         _ => None,
     };
     Ok(search.found.into_iter().filter_map(image).collect())
+}
+
+/// Where an image probably stands, also in resources that are not known: the values of all keys `image` and `…Image`, by position.
+pub fn values_of_image_keys(text: &str) -> Vec<(usize, String)> {
+    let Ok(tree) = Tree::parse(text) else { return Vec::new() };
+    let kind = |root: &NodeId| tree.get(*root, "kind").and_then(|id| tree.text(id)).unwrap_or_default();
+    if tree.roots.iter().any(|root| DATA.contains(&kind(root)) || kind(root).ends_with("List")) {
+        return Vec::new();
+    }
+    let entries = tree.nodes().flat_map(|(id, _)| tree.own_entries(id));
+    let values = entries.filter(|(key, _)| tree.text(*key).is_some_and(|key| key == "image" || key.ends_with("Image")));
+    values.filter_map(|(_, value)| Some((tree.node(*value).span.start, tree.text(*value)?.to_owned()))).collect()
 }
 
 struct Search<'s> {

@@ -289,20 +289,44 @@ impl Given {
     }
 }
 
-/// The lock file for these pins: one entry a question, sorted, so that equal pins give equal bytes.
+/// The lock file for these pins: one entry a question, sorted, so that equal pins give equal bytes. What was told by the parameter
+/// `pins` is told again by it, so that of two pins for one question the other is kept.
+///
+/// # Errors
+///
+/// [`TwoPins`] if still two are left, as when sources have different ones in their `pins`.
 ///
 /// # Panics
 ///
 /// Never: the form serializes.
-pub fn lock(pins: &[Pin]) -> String {
-    let mut entries: Vec<LockedPin> = pins
-        .iter()
+pub fn lock(pins: &[Pin]) -> Result<String, TwoPins> {
+    let is_given = |pin: &&Pin| pin.freshness == Freshness::Given;
+    let is_same = |a: &Pin, b: &Pin| a.repository == b.repository && a.policy == b.policy;
+    let others: Vec<&Pin> = pins.iter().filter(|pin| !is_given(pin)).collect();
+    let given = pins.iter().filter(is_given).filter(|pin| others.iter().all(|other| !is_same(pin, other)));
+    let kept: Vec<&Pin> = others.iter().copied().chain(given).collect();
+    for (index, pin) in kept.iter().enumerate() {
+        if let Some(other) = kept[..index].iter().find(|other| is_same(pin, other) && pin.pinned != other.pinned) {
+            let question = format!("{} {}", pin.repository, pin.policy);
+            return Err(TwoPins { question, pins: [other.pinned.to_string(), pin.pinned.to_string()] });
+        }
+    }
+    let mut entries: Vec<LockedPin> = kept
+        .into_iter()
         .map(|pin| LockedPin { image: pin.repository.to_string(), policy: pin.policy.to_string(), pin: pin.pinned.to_string() })
         .collect();
     entries.sort_by(|a, b| (&a.image, &a.policy).cmp(&(&b.image, &b.policy)));
     entries.dedup_by(|a, b| (&a.image, &a.policy) == (&b.image, &b.policy));
     let lock = Lock { api_version: "pinion.dev/v1".into(), kind: "Lock".into(), pins: entries };
-    serde_yaml::to_string(&lock).expect("the form serializes")
+    Ok(serde_yaml::to_string(&lock).expect("the form serializes"))
+}
+
+/// A lock file holds one pin for a question.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{question}` has two pins, `{}` and `{}`, and a lock file holds one: write it for one source, with `--source`", pins[0], pins[1])]
+pub struct TwoPins {
+    question: String,
+    pins: [String; 2],
 }
 
 #[cfg(test)]
@@ -325,10 +349,20 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_file_holds_one_pin_for_a_question() {
+        let given = Pin { freshness: Freshness::Given, ..pin("nginx", "~1", "1.2") };
+        let text = lock(&[given.clone(), pin("nginx", "~1", "1.9")]).expect("the parameter tells its own");
+        assert!(text.contains("pin: '1.9'") || text.contains("pin: \"1.9\""), "{text}");
+        assert!(lock(std::slice::from_ref(&given)).expect("one pin").contains("1.2"), "without another");
+        let error = lock(&[given, Pin { freshness: Freshness::Given, ..pin("nginx", "~1", "1.3") }]).expect_err("two");
+        assert!(error.to_string().contains("has two pins, `1.2` and `1.3`"), "{error}");
+    }
+
+    #[test]
     fn a_lock_file_gives_back_what_was_put_in() {
         let digest = Digest::of(b"x");
         let pins = [pin("ghcr.io/a/b", "~1", &format!("1.10@{digest}")), pin("nginx", "~1", "on"), pin("nginx", "~2", "0123")];
-        let text = lock(&pins);
+        let text = lock(&pins).expect("one pin a question");
         let mut given = Given::default();
         given.add_lock(&text).expect("own form");
         for pin in &pins {
@@ -336,7 +370,7 @@ mod tests {
         }
         let mut other_order = pins.to_vec();
         other_order.reverse();
-        assert_eq!(lock(&other_order), text);
+        assert_eq!(lock(&other_order).as_deref(), Ok(text.as_str()));
     }
 
     #[test]
@@ -359,7 +393,7 @@ mod tests {
     fn the_parameter_wins_over_the_lock_file() {
         let mut given = Given::parameter(&BTreeMap::from([("web".into(), "1.2.3".into())])).expect("pins");
         let held = pin("a/b", "~1", "1.0.0");
-        given.add_lock(&lock(std::slice::from_ref(&held))).expect("own form");
+        given.add_lock(&lock(std::slice::from_ref(&held)).expect("one pin")).expect("own form");
         let tag = |alias| given.get(alias, &held.repository, &held.policy).expect("a pin").tag.to_string();
         assert_eq!(tag(Some("web")), "1.2.3");
         assert_eq!(tag(None), "1.0.0");

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::failure::chain;
 use crate::image::{Repository, printable, split_tag};
-use crate::policy::{Notation, Policy, Settings};
+use crate::policy::{Notation, Policy, Settings, Strategy};
 use crate::yaml::{self, Tree};
 use raw::{Common, File, LEVEL_KEYS, NO_EFFECT, Problem, Targets};
 
@@ -212,8 +212,12 @@ impl Reader {
         let mut rules = Vec::new();
         for draft in std::mem::take(&mut self.images) {
             let place = draft.place.clone();
+            let constraint = draft.image.as_deref().and_then(|image| split_tag(image).1).unwrap_or_default().to_owned();
             match draft.check(&self.common) {
-                Ok(rule) => rules.push(rule),
+                Ok(rule) => {
+                    self.notes.extend(ignored_constraint(&rule, &constraint).map(|note| format!("{place}: {note}")));
+                    rules.push(rule);
+                }
                 Err((problem, hint)) => self.error(place, problem, hint),
             }
         }
@@ -278,6 +282,19 @@ impl Draft {
     }
 }
 
+/// Image Updater's strategies but `semver` and `digest` pass over a constraint in silence.
+fn ignored_constraint(rule: &Rule, constraint: &str) -> Option<String> {
+    let strategy = rule.policy.strategy();
+    let is_read = constraint.is_empty() || matches!(strategy, Strategy::Semver(_) | Strategy::Digest(_));
+    let (alias, name) = (&rule.alias, strategy.name());
+    (!is_read).then(|| {
+        let constraint = printable(constraint);
+        format!(
+            "rule `{alias}`: the constraint `{constraint}` has no effect with `{name}`: `allowTags` says which tags are permitted"
+        )
+    })
+}
+
 /// Lists the aliases that could have been meant.
 pub fn aliases_hint(known: &[String]) -> String {
     match known {
@@ -330,6 +347,14 @@ images:
         let settings = settings.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
         reader.parameters(&images, &settings);
         reader.finish().map_err(|errors| errors.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_constraint_without_effect_is_told() {
+        let settings = [("a.update-strategy", "newest-build"), ("c.update-strategy", "digest")];
+        let rules = read(&[], &["a=x/y:~1", "b=x/y:~1", "c=x/y:latest", "d=x/y"], &settings).expect("rules");
+        let wanted = "the constraint `~1` has no effect with `newest-build`: `allowTags` says which tags are permitted";
+        assert_eq!(rules.notes, [format!("parameter `images`: rule `a`: {wanted}")]);
     }
 
     #[test]

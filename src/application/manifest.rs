@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::native::replacement;
-use super::{Application, ApplicationError, set};
+use super::{Application, ApplicationError, Native, set};
 use crate::image::printable;
 use crate::parameters::{Parameters, RawParameter};
 use crate::yaml::{self, Kind, NodeId, Tree};
@@ -142,12 +142,16 @@ impl Manifest {
     /// [`ApplicationError`]: there is none, or none of its sources is ours.
     pub fn read(text: &str, choices: &Choices) -> Result<Self, ApplicationError> {
         let tree = Tree::parse(text).map_err(|error| ApplicationError::Manifest(error.to_string()))?;
-        no_text(&tree).map_or(Ok(()), Err)?;
+        no_text(text, &tree).map_or(Ok(()), Err)?;
         let mut documents: Vec<Value> = documents(text)?;
         documents.retain(|document| !document.is_null());
         let [manifest] = <[Value; 1]>::try_from(documents)
             .map_err(|documents| ApplicationError::Manifest(format!("it holds {} objects, one is expected", documents.len())))?;
         let (manifest, mut notes) = match manifest["kind"].as_str().unwrap_or_default() {
+            "Application" if !choices.set.is_empty() => {
+                let problem = "values can be set for an ApplicationSet only, and this is an Application".to_owned();
+                return Err(ApplicationError::Set { problem, hint: "leave `--set` out".to_owned() });
+            }
             "Application" => (manifest, Vec::new()),
             "ApplicationSet" => set::application(&manifest, &choices.set)?,
             kind => return Err(ApplicationError::Kind(printable(kind))),
@@ -171,7 +175,7 @@ impl Manifest {
         notes: &mut Vec<String>,
     ) -> Result<Vec<Source>, ApplicationError> {
         let count = raw.len();
-        let (mut ours, mut known, mut error) = (Vec::new(), Vec::new(), None);
+        let (mut ours, mut known, mut error, mut natives) = (Vec::new(), Vec::new(), None, Vec::new());
         for (index, value) in raw.into_iter().enumerate() {
             let number = index + 1;
             let source: RawSource = typed(value.clone())?;
@@ -196,17 +200,24 @@ impl Manifest {
                 (None, _) if !source.reference.is_empty() && source.path.is_none() && source.chart.is_empty() => {}
                 (None, tool) => {
                     notes.push(format!("{label} is left to Argo CD's own {}", tool.unwrap_or("renderer")));
-                    let replacement = replacement(&value);
-                    error.get_or_insert(ApplicationError::NoPlugin { name: printable(name), place, tool, replacement });
+                    let place = if count == 1 { place.to_owned() } else { format!("{place}[{index}]") };
+                    natives.push(Native { place, replaced: tool.zip(replacement(&value)) });
                 }
             }
+        }
+        if let Some(wanted) = choices.source.as_ref().filter(|wanted| known.iter().filter(|name| name == wanted).count() > 1) {
+            let what = format!("several sources go by `{}`: give each its own name", printable(wanted));
+            return Err(ApplicationError::Manifest(what));
         }
         if let Some(wanted) = choices.source.as_ref().filter(|wanted| !known.contains(wanted) && !is_number(wanted, count)) {
             return Err(ApplicationError::NoSuchSource { wanted: printable(wanted), known });
         }
         if ours.is_empty() {
-            let missing = ApplicationError::NoPlugin { name: printable(name), place, tool: None, replacement: None };
-            return Err(error.unwrap_or(missing));
+            let name = printable(name);
+            return Err(error.unwrap_or_else(|| match choices.source.as_deref() {
+                Some(wanted) => ApplicationError::NotOurs { name, wanted: printable(wanted), natives },
+                None => ApplicationError::NoPlugin { name, place, natives },
+            }));
         }
         Ok(ours)
     }
@@ -218,21 +229,13 @@ impl Manifest {
     ///
     /// # Errors
     ///
-    /// [`ApplicationError::Override`], [`ApplicationError::TwoTools`] and [`ApplicationError::Parameters`].
-    pub fn application(&self, source: &Source, overrides: &[String]) -> Result<Application, ApplicationError> {
-        let mut parameters = source.parameters.clone();
-        for text in overrides {
-            let wrong = |error: &dyn std::fmt::Display| ApplicationError::Override(error.to_string());
-            let tree = Tree::parse(text).map_err(|error| wrong(&error))?;
-            no_text(&tree).map_or(Ok(()), Err)?;
-            let over: Option<Override> = serde_yaml::from_str(text).map_err(|error| wrong(&error))?;
-            let over = over.unwrap_or_default();
-            let blocks = [("helm", &over.helm), ("kustomize", &over.kustomize), ("directory", &over.directory)];
-            if let Some((field, _)) = blocks.into_iter().find(|(_, block)| block.is_some()) {
-                return Err(ApplicationError::TwoTools { name: printable(&self.name), field });
-            }
-            if let Some(over) = over.plugin.and_then(|plugin| plugin.parameters) {
-                parameters = over;
+    /// [`ApplicationError::Override`], [`ApplicationError::TwoTools`] and [`ApplicationError::Parameters`], with the number of the
+    /// override that it is in; without one it is in the manifest.
+    pub fn application(&self, source: &Source, overrides: &[String]) -> Result<Application, (Option<usize>, ApplicationError)> {
+        let (mut parameters, mut place) = (source.parameters.clone(), None);
+        for (number, text) in overrides.iter().enumerate() {
+            if let Some(over) = self.overridden(text).map_err(|error| (Some(number), error))? {
+                (parameters, place) = (over, Some(number));
             }
         }
         Ok(Application {
@@ -242,9 +245,23 @@ impl Manifest {
             repo_url: source.repo_url.clone(),
             source_path: source.path.clone(),
             target_revision: source.target_revision.clone(),
-            parameters: Parameters::read(parameters).map_err(ApplicationError::Parameters)?,
+            parameters: Parameters::read(parameters).map_err(|errors| (place, ApplicationError::Parameters(errors)))?,
             ..Application::default()
         })
+    }
+
+    /// The parameters of an override file, if it has any.
+    fn overridden(&self, text: &str) -> Result<Option<Vec<RawParameter>>, ApplicationError> {
+        let wrong = |error: &dyn std::fmt::Display| ApplicationError::Override(error.to_string());
+        let tree = Tree::parse(text).map_err(|error| wrong(&error))?;
+        no_text(text, &tree).map_or(Ok(()), Err)?;
+        let over: Option<Override> = serde_yaml::from_str(text).map_err(|error| wrong(&error))?;
+        let over = over.unwrap_or_default();
+        let blocks = [("helm", &over.helm), ("kustomize", &over.kustomize), ("directory", &over.directory)];
+        if let Some((field, _)) = blocks.into_iter().find(|(_, block)| block.is_some()) {
+            return Err(ApplicationError::TwoTools { name: printable(&self.name), field });
+        }
+        Ok(over.plugin.and_then(|plugin| plugin.parameters))
     }
 }
 
@@ -254,7 +271,13 @@ fn is_number(text: &str, count: usize) -> bool {
 
 /// Every document, with merge keys applied as Kubernetes' own parser does.
 fn documents(text: &str) -> Result<Vec<Value>, ApplicationError> {
-    let wrong = |error: serde_yaml::Error| ApplicationError::Manifest(error.to_string());
+    // `path: {{path}}` is a mapping to YAML.
+    let is_template = |line: &str| line.contains(": {{") || line.trim_start().starts_with("- {{");
+    let template = text.lines().position(is_template).map(|line| line + 1);
+    let wrong = |error: serde_yaml::Error| match template {
+        Some(line) => ApplicationError::Manifest(format!("{error}; line {line}: `{{{{…}}}}` must be in quotes")),
+        None => ApplicationError::Manifest(error.to_string()),
+    };
     let read = serde_yaml::Deserializer::from_str(text).map(|document| {
         let mut value = serde_yaml::Value::deserialize(document)?;
         value.apply_merge()?;
@@ -273,7 +296,7 @@ fn typed<T: serde::de::DeserializeOwned + Default>(value: Value) -> Result<T, Ap
 /// The first value of a parameter that Kubernetes takes for something else than text.
 ///
 /// Its parser reads YAML 1.1 (`yes`, `0123` and `1_000` are no text), so that what counts is how the value is written.
-fn no_text(tree: &Tree<'_>) -> Option<ApplicationError> {
+fn no_text(source: &str, tree: &Tree<'_>) -> Option<ApplicationError> {
     let lists = tree.nodes().flat_map(|(id, _)| tree.own_entries(id)).filter(|(key, _)| tree.text(*key) == Some("parameters"));
     let parameters = lists.flat_map(|(_, list)| tree.items(*list)).filter(|parameter| is_parameter(tree, **parameter));
     parameters.into_iter().find_map(|parameter| {
@@ -284,7 +307,7 @@ fn no_text(tree: &Tree<'_>) -> Option<ApplicationError> {
         values.extend(items.iter().enumerate().map(|(index, id)| (format!("array[{index}]"), *id)));
         let entries = field("map").map(|id| tree.entries(id)).unwrap_or_default();
         values.extend(entries.iter().map(|(key, id)| (format!("map.{}", tree.text(*key).unwrap_or_default()), *id)));
-        let (field, id) = values.into_iter().find(|(_, id)| !is_text(tree, *id))?;
+        let (field, id) = values.into_iter().find(|(field, id)| !is_text(source, tree, *id, field == "string"))?;
         let node = tree.node(tree.follow(id));
         let written = tree.text(id).map_or_else(|| "a list or mapping".to_owned(), |text| format!("`{}`", printable(text)));
         let fix = tree.text(id).map(|text| format!("\"{}\"", printable(text)));
@@ -297,11 +320,14 @@ fn is_parameter(tree: &Tree<'_>, item: NodeId) -> bool {
     ["string", "array", "map"].iter().any(|key| tree.get(item, key).is_some())
 }
 
-fn is_text(tree: &Tree<'_>, id: NodeId) -> bool {
-    match &tree.node(tree.follow(id)).kind {
-        // An empty value is `~` to our parser, and is not given.
+/// Is a value text? Where none need be given, it may be empty.
+fn is_text(source: &str, tree: &Tree<'_>, id: NodeId, may_be_empty: bool) -> bool {
+    let node = tree.node(tree.follow(id));
+    match &node.kind {
         Kind::Scalar { value, style: ScalarStyle::Plain } => {
-            matches!(&**value, "" | "~") || yaml::reads_as_string(value) || is_date(value)
+            let is_empty = matches!(&**value, "" | "~" | "null");
+            let is_tagged = source[..node.span.start].trim_end().ends_with("!!str");
+            is_tagged || (is_empty && may_be_empty) || yaml::reads_as_string(value) || is_date(value)
         }
         Kind::Scalar { .. } => true,
         _ => false,
@@ -318,7 +344,7 @@ fn is_date(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parameters::Mode;
+    use crate::parameters::{Choice, Mode};
 
     const MANIFEST: &str = "\
 apiVersion: argoproj.io/v1alpha1
@@ -356,7 +382,7 @@ spec:
     fn only(text: &str, overrides: &[&str]) -> Result<Application, ApplicationError> {
         let manifest = read(text)?;
         let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
-        manifest.application(&manifest.sources[0], &overrides)
+        manifest.application(&manifest.sources[0], &overrides).map_err(|(_, error)| error)
     }
 
     #[test]
@@ -389,7 +415,7 @@ spec:
             ("there is no source `six`", Some("the sources are 1, 2, one, 4, 5"))
         );
         assert!(matches!(chosen("4"), Err(ApplicationError::OtherPlugin { .. })));
-        assert!(matches!(chosen("1"), Err(ApplicationError::NoPlugin { tool: Some("helm"), .. })));
+        assert!(matches!(chosen("1"), Err(ApplicationError::NotOurs { .. })));
     }
 
     #[test]
@@ -433,6 +459,15 @@ spec:
         let both = error(&MANIFEST.replace("    plugin:", "    helm: {}\n    plugin:"));
         assert!(matches!(both, ApplicationError::TwoTools { field: "helm", .. }));
         assert!(matches!(error("a: ["), ApplicationError::Manifest(_)));
+        let unquoted = error(&MANIFEST.replace("path: charts/web", "path: {{path}}")).to_string();
+        assert!(unquoted.ends_with("line 9: `{{…}}` must be in quotes"), "{unquoted}");
+        let natives = "kind: Application\nmetadata: {name: web}\nspec:\n  sources:\n  - {path: a, helm: {}}\n  - {path: b, name: b, kustomize: {}}\n";
+        let hint = error(natives).hint().expect("a hint");
+        assert!(hint.contains("`helm` in `spec.sources[0]`") && hint.contains("`kustomize` in `spec.sources[1]`"), "{hint}");
+        let chosen = Choices { source: Some("b".to_owned()), ..Choices::default() };
+        let one = Manifest::read(natives, &chosen).expect_err("not ours");
+        assert_eq!(one.to_string(), "Application `web`: source `b` has no `plugin` block");
+        assert!(one.hint().is_some_and(|hint| hint.starts_with("replace `kustomize` in `spec.sources[1]` by\n")));
         assert_eq!(
             error(&format!("{MANIFEST}---\n{MANIFEST}")).to_string(),
             "the manifest cannot be read: it holds 2 objects, one is expected"
@@ -448,6 +483,7 @@ spec:
             ("{name: a, string: yes}", "line 14: parameter `a`: `string` is `yes`, which is no text for Kubernetes"),
             ("{name: a, map: {x: 3}}", "line 14: parameter `a`: `map.x` is `3`, which is no text for Kubernetes"),
             ("{name: a, array: [ok, 0123]}", "line 14: parameter `a`: `array[1]` is `0123`, which is no text for Kubernetes"),
+            ("{name: a, map: {x: ~}}", "line 14: parameter `a`: `map.x` is `~`, which is no text for Kubernetes"),
             ("{name: a, map: {x: [1]}}", "line 14: parameter `a`: `map.x` is a list or mapping, which is no text for Kubernetes"),
         ] {
             let error =
@@ -458,6 +494,7 @@ spec:
             "{name: helm-skip-crds, string: 'true'}",
             "{name: helm-parameters, map: {x: \"3\", y: 1.2.3, z: 2026-01-01}}",
             "{name: helm-values, string: }",
+            "{name: helm-parameters, map: {x: !!str 12}}",
         ] {
             let text = MANIFEST.replace("{name: helm-value-files, array: [values-dev.yaml]}", parameter);
             assert_eq!(only(&text, &[]).map(drop), Ok(()), "{parameter}");
@@ -496,11 +533,47 @@ spec:
         assert_eq!((helm.parameters["a"].as_str(), helm.force_string_parameters["b"].as_str()), ("1", "2"));
         assert_eq!((helm.file_parameters["c"].as_str(), helm.release_name.as_deref()), ("files/c", Some("rel")));
         assert!(helm.skip_crds && !helm.ignore_missing_value_files);
+        assert_eq!(only(&text, &[]).expect("usable").parameters.renderer, Choice::Helm, "as Argo CD takes the block");
         let kustomize = native.split("    helm:").next().expect("a head").to_owned()
             + "    kustomize: {namePrefix: p-, images: ['a=b:1'], replicas: [{name: x, count: 3}], commonLabels: {a: b}, patches: [{patch: x}]}\n";
         let hint = read(&kustomize).expect_err("no plugin").hint().expect("a hint");
         for wanted in ["kustomize-name-prefix", "kustomize-images", "x: '3'", "kustomize-common-labels", "patch: x"] {
             assert!(hint.contains(wanted), "{wanted}: {hint}");
+        }
+    }
+
+    #[test]
+    fn what_replaces_a_block_says_the_same_to_kubernetes() {
+        let words = ["yes", "no", "on", "off", "y", "n", "1_000", "12:30:45", "0o17", "true", "12", "plain", "2026-01-01"];
+        let values: Value =
+            words.iter().map(|word| (format!("k-{word}"), Value::from(*word))).collect::<serde_json::Map<_, _>>().into();
+        let labels = values.clone();
+        let keys: Value = words.iter().map(|word| ((*word).to_owned(), Value::from(1))).collect::<serde_json::Map<_, _>>().into();
+        let head = serde_json::json!({"kind": "Application", "metadata": {"name": "web"}});
+        let text = |source: Value| {
+            let mut manifest = head.clone();
+            manifest["spec"] = serde_json::json!({"source": source});
+            serde_yaml::to_string(&manifest).expect("YAML")
+        };
+        let helm = serde_json::json!({"path": "x", "helm": {"valuesObject": {"a": values, "b": keys, "t": true, "n": 12, "z": null}, "values": "\n"}});
+        let kustomize = serde_json::json!({"path": "x", "kustomize": {"commonLabels": labels}});
+        for source in [helm, kustomize, serde_json::json!({"path": "x", "directory": {"recurse": true}})] {
+            let hint = read(&text(source.clone())).expect_err("no plugin").hint().expect("a hint");
+            let (_, block) = hint.split_once(" by\n").expect("a block");
+            let usable = format!("kind: Application\nmetadata: {{name: web}}\nspec:\n  source:\n    path: x\n{block}\n");
+            let app = only(&usable, &[]).expect(&usable);
+            assert_ne!(app.parameters.renderer, Choice::Auto, "{usable}");
+            for word in ["yes", "1_000", "12:30:45", "y"] {
+                let plain = regex::Regex::new(&format!(r"(?m)(^|: ){word}(:|$)")).expect("a pattern");
+                assert!(!plain.is_match(&block.replace("  ", "")), "`{word}` is not in quotes: {block}");
+            }
+            if source["kustomize"].is_object() {
+                assert_eq!(serde_json::json!(app.parameters.kustomize.common_labels), source["kustomize"]["commonLabels"]);
+            }
+            if let Some(values) = &app.parameters.helm.values {
+                let read: Value = serde_yaml::from_str(values).expect("YAML");
+                assert_eq!(read, source["helm"]["valuesObject"]);
+            }
         }
     }
 
@@ -525,7 +598,7 @@ spec:
     fn with(text: &str, set: &[(&str, &str)]) -> Result<Application, ApplicationError> {
         let set = set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let manifest = Manifest::read(text, &Choices { set, ..Choices::default() })?;
-        manifest.application(&manifest.sources[0], &[])
+        manifest.application(&manifest.sources[0], &[]).map_err(|(_, error)| error)
     }
 
     #[test]
@@ -548,7 +621,26 @@ spec:
             );
         }
         let error = with(SET, &[("env", "qa")]).expect_err("no such element");
-        assert_eq!(error.to_string(), "the template needs a value for `file`");
+        assert_eq!(error.to_string(), "no element of the list generator has `env=qa`, and the template needs a value for `file`");
+        let error = with(SET, &[("env", "dev"), ("evn", "prd")]).expect_err("a name that nothing has");
+        assert_eq!(error.to_string(), "nothing is named `evn`, which is set to `prd`");
+        let error = with(MANIFEST, &[("env", "dev")]).expect_err("no set");
+        assert_eq!(error.to_string(), "values can be set for an ApplicationSet only, and this is an Application");
+        let own = SET
+            .replace("      - {env: prd, file: prd.yaml}\n", "      - {env: prd, file: prd.yaml}\n      template: {spec: {}}\n");
+        let error = with(&own, &[("env", "dev")]).expect_err("a template of a generator");
+        assert!(error.to_string().contains("`template` of its own"), "{error}");
+        let foreign = SET.replace("path: web", "path: 'web{{ .Values.x }}'");
+        let app = with(&foreign, &[("env", "dev")]).expect("an application");
+        assert_eq!(app.source_path.as_deref(), Some("web{{ .Values.x }}"), "as Argo CD leaves it");
+        let notes = |text: &str, set: &[(&str, &str)]| {
+            let set = set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            Manifest::read(text, &Choices { set, ..Choices::default() }).expect("a manifest").notes
+        };
+        assert_eq!(notes(SET, &[("env", "dev")]), [] as [&str; 0]);
+        assert!(notes(SET, &[("env", "dev"), ("file", "prd.yaml")])[0].contains("makes no such Application"));
+        let selector = SET.replace("  - list:", "  - selector: {matchLabels: {env: prd}}\n    list:");
+        assert!(notes(&selector, &[("env", "dev")])[0].contains("`selector` is not applied"));
         let functions = go.replace("{{ .file }}", "{{ .file | default \"x\" }}");
         let error = with(&functions, &[("env", "dev")]).expect_err("a function");
         assert!(error.to_string().contains("does more than name a value") && error.hint().is_some());

@@ -1,23 +1,21 @@
 //! Argo CD's own `helm`, `kustomize` and `directory` blocks, as the plugin parameters that replace them.
 
+use granit_parser::ScalarStyle;
 use serde_json::{Map, Value, json};
+
+use crate::placeholder::{quote, splice};
+use crate::yaml::{self, Kind, Tree};
 
 /// The `plugin` block, as YAML, that replaces the blocks of a source; none if it has none.
 pub(super) fn replacement(source: &Value) -> Option<String> {
+    let tool = ["helm", "kustomize", "directory"].into_iter().find(|tool| source[tool].is_object())?;
     let mut block = Block::default();
+    // Argo CD takes the block for the choice, whatever files there are.
+    block.push("renderer", "string", json!(tool));
     block.helm(&source["helm"]);
     block.kustomize(&source["kustomize"]);
     block.directory(&source["directory"]);
-    let is_native = ["helm", "kustomize", "directory"].iter().any(|tool| source[tool].is_object());
-    if !is_native {
-        return None;
-    }
-    let plugin = if block.parameters.is_empty() {
-        json!({"plugin": {"name": "pinion@v1"}})
-    } else {
-        json!({"plugin": {"name": "pinion@v1", "parameters": block.parameters}})
-    };
-    let mut text = serde_yaml::to_string(&plugin).ok()?;
+    let mut text = to_yaml(&json!({"plugin": {"name": "pinion@v1", "parameters": block.parameters}}));
     for name in &block.without {
         text += &format!("# `{name}` has no counterpart\n");
     }
@@ -40,8 +38,7 @@ impl Block {
                 "values" if !block["valuesObject"].is_object() => own.text("helm-values", value),
                 "values" => {}
                 "valuesObject" => {
-                    let text = serde_yaml::to_string(value).unwrap_or_default();
-                    own.push("helm-values", "string", json!(text));
+                    own.push("helm-values", "string", json!(to_yaml(value)));
                 }
                 "parameters" => {
                     let is_forced = |entry: &&Value| entry["forceString"].as_bool().unwrap_or_default();
@@ -69,7 +66,7 @@ impl Block {
                 "images" | "components" | "apiVersions" => own.array(&name, value),
                 "replicas" => own.pairs(&name, value.as_array().into_iter().flatten(), "count"),
                 "commonLabels" | "commonAnnotations" => own.push(&name, "map", texts(value)),
-                "patches" => own.push(&name, "string", json!(serde_yaml::to_string(value).unwrap_or_default())),
+                "patches" => own.push(&name, "string", json!(to_yaml(value))),
                 "namePrefix" | "nameSuffix" | "namespace" | "kubeVersion" => own.text(&name, value),
                 "commonAnnotationsEnvsubst"
                 | "forceCommonLabels"
@@ -107,7 +104,7 @@ impl Block {
     fn push(&mut self, name: &str, kind: &str, value: Value) {
         let is_empty = value.as_array().is_some_and(Vec::is_empty)
             || value.as_object().is_some_and(Map::is_empty)
-            || value.as_str().is_some_and(str::is_empty);
+            || value.as_str().is_some_and(|text| text.trim().is_empty());
         if !is_empty {
             self.parameters.push(json!({"name": name, kind: value}));
         }
@@ -133,6 +130,24 @@ impl Block {
         let map: Map<String, Value> = entries.map(|entry| (text(&entry["name"]), json!(text(&entry[field])))).collect();
         self.push(name, "map", Value::Object(map));
     }
+}
+
+/// YAML that says the same to parsers of YAML 1.1, which is what Kubernetes and Helm have: texts like `yes` and `1_000` are in quotes.
+fn to_yaml(value: &Value) -> String {
+    let text = serde_yaml::to_string(value).unwrap_or_default();
+    let Ok(tree) = Tree::parse(&text) else { return text };
+    let is_text = |plain: &str| matches!(serde_yaml::from_str(plain), Ok(serde_yaml::Value::String(_)));
+    let mut edits: Vec<_> = tree
+        .nodes()
+        .filter_map(|(_, node)| match &node.kind {
+            Kind::Scalar { value, style: ScalarStyle::Plain } if !yaml::reads_as_string(value) && is_text(value) => {
+                Some((node.span.clone(), quote(value)))
+            }
+            _ => None,
+        })
+        .collect();
+    edits.sort_by_key(|(span, _)| span.start);
+    splice(&text, 0, &edits)
 }
 
 fn texts(map: &Value) -> Value {

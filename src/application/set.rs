@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use super::ApplicationError;
 use crate::image::printable;
 
+/// What to do where only Argo CD knows.
+const ARGOCD: &str = "render one of the Applications that it generates: `argocd appset generate FILE` prints them";
+
 /// As deep as a manifest goes.
 const MAX_DEPTH: usize = 64;
 
@@ -23,24 +26,47 @@ pub(super) fn application(manifest: &Value, given: &BTreeMap<String, String>) ->
     let spec = &manifest["spec"];
     let elements = elements(spec);
     let values = chosen(&elements, given);
-    let mut expansion = Expansion {
-        values: values.as_ref().unwrap_or(given),
-        is_go: spec["goTemplate"].as_bool().unwrap_or_default(),
-        missing: BTreeSet::new(),
-        functions: None,
-    };
+    if let Some((name, value)) = given.iter().find(|(name, _)| !is_named(&spec["template"], spec, name, &elements)) {
+        let problem = format!("nothing is named `{}`, which is set to `{}`", printable(name), printable(value));
+        return Err(ApplicationError::Set {
+            problem,
+            hint: "the template and the list generators' elements say the names".to_owned(),
+        });
+    }
+    if spec["generators"].as_array().into_iter().flatten().any(|generator| generator["list"]["template"].is_object()) {
+        let problem = "a list generator has a `template` of its own, which is not read".to_owned();
+        return Err(ApplicationError::Set { problem, hint: ARGOCD.to_owned() });
+    }
+    let mut expansion = Expansion::new(values.as_ref().unwrap_or(given), spec["goTemplate"].as_bool().unwrap_or_default());
     let template = expansion.value(&spec["template"], 0);
     if let Some(text) = expansion.functions {
         let problem = format!("`{}` in the template does more than name a value", printable(&text));
-        let hint = "render one of the Applications that it generates: `argocd appset generate FILE` prints them".to_owned();
-        return Err(ApplicationError::Set { problem, hint });
+        return Err(ApplicationError::Set { problem, hint: ARGOCD.to_owned() });
     }
     if !expansion.missing.is_empty() {
         let names: Vec<&str> = expansion.missing.iter().map(String::as_str).collect();
-        let problem = format!("the template needs a value for {}", quoted(&names));
+        let odd = given.iter().find(|(name, value)| {
+            let known: Vec<&String> = elements.iter().filter_map(|element| element.get(*name)).collect();
+            !known.is_empty() && !known.contains(value)
+        });
+        let problem = match odd {
+            Some((name, value)) => format!(
+                "no element of the list generator has `{}={}`, and the template needs a value for {}",
+                printable(name),
+                printable(value),
+                quoted(&names)
+            ),
+            None => format!("the template needs a value for {}", quoted(&names)),
+        };
         return Err(ApplicationError::Set { problem, hint: hint(&elements, &names) });
     }
     let mut notes = Vec::new();
+    if values.is_none() && !elements.is_empty() && !given.is_empty() {
+        notes.push("no element of the list generator has the given values: Argo CD makes no such Application".to_owned());
+    }
+    if spec["generators"].as_array().into_iter().flatten().any(|generator| generator["selector"].is_object()) {
+        notes.push("the generators' `selector` is not applied".to_owned());
+    }
     if !spec["templatePatch"].is_null() {
         notes.push("the ApplicationSet's `templatePatch` is not applied".to_owned());
     }
@@ -85,6 +111,14 @@ fn chosen(elements: &[BTreeMap<String, String>], given: &BTreeMap<String, String
     Some(element.iter().chain(given).map(|(name, value)| (name.clone(), value.clone())).collect())
 }
 
+/// Does the template or an element name a value?
+fn is_named(template: &Value, spec: &Value, name: &str, elements: &[BTreeMap<String, String>]) -> bool {
+    let empty = BTreeMap::new();
+    let mut expansion = Expansion::new(&empty, spec["goTemplate"].as_bool().unwrap_or_default());
+    expansion.value(template, 0);
+    expansion.functions.is_some() || expansion.missing.contains(name) || elements.iter().any(|element| element.contains_key(name))
+}
+
 fn quoted(names: &[&str]) -> String {
     names.iter().map(|name| format!("`{}`", printable(name))).collect::<Vec<_>>().join(", ")
 }
@@ -117,7 +151,11 @@ struct Expansion<'v> {
     functions: Option<String>,
 }
 
-impl Expansion<'_> {
+impl<'v> Expansion<'v> {
+    fn new(values: &'v BTreeMap<String, String>, is_go: bool) -> Self {
+        Self { values, is_go, missing: BTreeSet::new(), functions: None }
+    }
+
     fn value(&mut self, value: &Value, depth: usize) -> Value {
         match value {
             _ if depth > MAX_DEPTH => Value::Null,
@@ -148,6 +186,8 @@ impl Expansion<'_> {
                     c.is_ascii_alphanumeric() || matches!(c, '_' | '.') || (!self.is_go && matches!(c, '-' | '/' | '[' | ']'))
                 });
             match self.values.get(name) {
+                // Argo CD leaves a name that it does not know; one with a dot in front is for another template.
+                _ if !self.is_go && name.starts_with('.') => expanded = expanded + "{{" + &behind[..behind.len() - after.len()],
                 _ if !is_name => drop(self.functions.get_or_insert_with(|| format!("{{{{{inner}}}}}"))),
                 Some(value) => expanded.push_str(value),
                 None => drop(self.missing.insert(name.to_owned())),

@@ -9,7 +9,7 @@ use super::{Outcome, configured};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::generate::asks::placeholder_failure;
-use crate::generate::check;
+use crate::generate::{check, misnamed};
 use crate::image::printable;
 use crate::placeholder::near_miss::{NearMiss, near_miss};
 use crate::placeholder::{PlaceholderError, Scan, image};
@@ -117,6 +117,9 @@ fn name(checkout: &Checkout, dir: &Path, path: &Path) -> String {
 /// Checks a single file without knowing the application: the syntax of its placeholders, or its rules.
 fn check_file(path: &Path, name: &str, text: &str) -> Vec<Failure> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
+    if let Some(stem) = file.strip_suffix(".yml").filter(|stem| *stem == ".pinion" || stem.starts_with(".pinion-")) {
+        return vec![misnamed(name.to_owned(), stem)];
+    }
     if file == ".pinion.yaml" || (file.starts_with(".pinion-") && !file.starts_with(".pinion-lock-")) {
         let mut reader = Reader::default();
         reader.file(name, text);

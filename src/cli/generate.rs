@@ -124,7 +124,7 @@ impl Arguments {
         }
         let pins: Vec<Pin> = done.iter().flat_map(|(_, generated)| generated.pins.iter().cloned()).collect();
         if let Some(path) = &self.write_pins {
-            std::fs::write(path, pin::lock(&pins)).with_context(|| format!("`{}` cannot be written", path.display()))?;
+            std::fs::write(path, pin::lock(&pins)?).with_context(|| format!("`{}` cannot be written", path.display()))?;
         }
         if self.explain {
             for (label, generated) in &done {

@@ -66,12 +66,23 @@ pub fn read_manifest(dir: &Path, path: &Path, choices: &Choices) -> Result<Vec<R
     for source in &manifest.sources {
         let place = if source.label.is_empty() { place.clone() } else { format!("{place}, {}", source.label) };
         let read = || {
-            let directory =
-                directory(dir, source.path.as_deref()).map_err(|failure| Failure { place: place.clone(), ..failure })?;
+            let directory = directory(dir, source.path.as_deref()).map_err(|failure| placed(failure, &place))?;
             let names = [".argocd-source.yaml".to_owned(), format!(".argocd-source-{}.yaml", manifest.name)];
-            let overrides: Vec<String> =
-                names.iter().filter_map(|name| std::fs::read_to_string(directory.join(name)).ok()).collect();
-            let application = manifest.application(source, &overrides).map_err(|error| error.failures(&place))?;
+            let (mut files, mut overrides) = (Vec::new(), Vec::new());
+            for name in names {
+                let file = directory.join(&name);
+                match std::fs::read_to_string(&file) {
+                    Ok(text) => {
+                        files.push(file.display().to_string());
+                        overrides.push(text);
+                    }
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(Failure::new(file.display().to_string(), &error, None).into()),
+                }
+            }
+            let application = manifest
+                .application(source, &overrides)
+                .map_err(|(number, error)| error.failures(number.map_or(&place, |number| &files[number])))?;
             let checkout =
                 Checkout::open(&directory, source.path.as_deref()).map_err(|error| Failure::new(&place, &error, None))?;
             Ok::<_, Failures>(Rendered { label: source.label.clone(), application, checkout })
@@ -84,13 +95,17 @@ pub fn read_manifest(dir: &Path, path: &Path, choices: &Choices) -> Result<Vec<R
     if failures.is_empty() { Ok(rendered) } else { Err(Failures(failures)) }
 }
 
+/// A failure with a place, if it has none of its own.
+fn placed(failure: Failure, place: &str) -> Failure {
+    if failure.place.is_empty() { Failure { place: place.to_owned(), ..failure } } else { failure }
+}
+
 /// The directory of a source: `dir` itself if it is the one that the path means, else the path below it.
 fn directory(dir: &Path, source_path: Option<&str>) -> Result<PathBuf, Failure> {
-    let parts: PathBuf =
-        Path::new(source_path.unwrap_or_default()).components().filter(|part| matches!(part, Component::Normal(_))).collect();
+    let parts = parts(source_path.unwrap_or_default())?;
     let real = std::fs::canonicalize(dir).map_err(|error| Failure::new(dir.display().to_string(), &error, None))?;
     if !real.is_dir() {
-        return Err(Failure::text("", format!("`{}` is not a directory", dir.display()), None));
+        return Err(Failure::text(dir.display().to_string(), "it is not a directory", None));
     }
     if parts.as_os_str().is_empty() {
         return Ok(real);
@@ -106,12 +121,38 @@ fn directory(dir: &Path, source_path: Option<&str>) -> Result<PathBuf, Failure> 
     if below.is_dir() && (!is_suffix || !is_renderable(&real)) {
         return Ok(below);
     }
-    if is_suffix || parts.file_name() == real.file_name() {
+    if is_suffix {
         return Ok(real);
     }
     let path = printable(source_path.unwrap_or_default());
-    let hint = format!("name the repository's root as DIR, or the directory `{path}` itself");
-    Err(Failure::text("", format!("`source.path` `{path}` is not in `{}`", dir.display()), Some(hint)))
+    let what = if below.is_symlink() {
+        "leads to nothing in"
+    } else if below.exists() {
+        "is a file, not a directory, in"
+    } else {
+        "is not in"
+    };
+    let hint = format!("name the repository's root as DIR, or a directory that ends with `{path}`");
+    Err(Failure::text("", format!("`source.path` `{path}` {what} `{}`", dir.display()), Some(hint)))
+}
+
+/// A path's parts, `.` and `..` resolved as Argo CD's `path.Path` does.
+fn parts(path: &str) -> Result<PathBuf, Failure> {
+    let wrong = |what: &str| {
+        let hint = "it counts from the repository's root".to_owned();
+        Failure::text("", format!("`source.path` `{}` {what}", printable(path)), Some(hint))
+    };
+    let mut parts = PathBuf::new();
+    for part in Path::new(path).components() {
+        match part {
+            Component::Normal(part) => parts.push(part),
+            Component::CurDir => {}
+            Component::ParentDir if parts.pop() => {}
+            Component::ParentDir => return Err(wrong("leads out of the repository")),
+            Component::RootDir | Component::Prefix(_) => return Err(wrong("is absolute, which Argo CD refuses")),
+        }
+    }
+    Ok(parts)
 }
 
 #[cfg(test)]
@@ -135,12 +176,23 @@ mod tests {
             Ok(root.join("repo/charts/web")),
             "a chart with a subchart of its name"
         );
-        assert_eq!(found("copy/web", "charts/web"), Ok(root.join("copy/web")), "a copy of the directory alone");
+        assert_eq!(found("repo", "other/../charts/web"), Ok(root.join("repo/charts/web")));
         assert_eq!(found("web", "web"), Ok(root.join("web/web")), "a repository of the same name");
         assert_eq!(found("repo", ""), Ok(root.join("repo")));
-        for (dir, path) in [("repo", "charts/api"), ("repo/other", "charts/web"), ("repo", "web")] {
+        for (dir, path) in [("repo", "charts/api"), ("repo/other", "charts/web"), ("repo", "web"), ("copy/web", "charts/web")] {
             let error = found(dir, path).expect_err(path);
             assert!(error.starts_with(&format!("`source.path` `{path}` is not in `")), "{error}");
+        }
+        fs::write(root.join("repo/file"), "").expect("written");
+        std::os::unix::fs::symlink("nowhere", root.join("repo/link")).expect("linked");
+        for (path, wanted) in [
+            ("/charts/web", "`source.path` `/charts/web` is absolute"),
+            ("charts/../../x", "`source.path` `charts/../../x` leads out"),
+            ("file", "`source.path` `file` is a file"),
+            ("link", "`source.path` `link` leads to nothing"),
+        ] {
+            let error = found("repo", path).expect_err(path);
+            assert!(error.starts_with(wanted), "{error}");
         }
         fs::create_dir(root.join("repo/.git")).expect("made");
         fs::create_dir_all(root.join("repo/web/web")).expect("made");

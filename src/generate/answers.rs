@@ -13,7 +13,7 @@ use crate::manifest::{self, Document, ImagePath};
 use crate::parameters::Mode;
 use crate::pin::{Freshness, Given, Pin, Pinned, Usage};
 use crate::placeholder::image::beside_each;
-use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, Scan};
+use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, Scan};
 use crate::registry::TagSource;
 use crate::render::Targets;
 use crate::resolve::{Question, Resolver};
@@ -155,7 +155,10 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                 Ok(pin) if ask.form == Form::Digest && pin.pinned.digest.is_none() => {
                     let message =
                         format!("{}a digest is wanted here, and the pin `{}` has none", quoted(&ask.source), pin.pinned);
-                    let hint = "let the policy pin it: `--with-digest` in a placeholder, `withDigest` in a rule".to_owned();
+                    let hint = match &pin.freshness {
+                        Freshness::Fallback { reason } => format!("it is the fallback, because {reason}"),
+                        _ => "let the policy pin it: `--with-digest` in a placeholder, `withDigest` in a rule".to_owned(),
+                    };
                     failures.push(Failure::text(ask.place, message, Some(hint)));
                 }
                 Ok(pin) => {
@@ -256,22 +259,27 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
 
     fn scan_rendered<'t>(&self, rendered: &'t str) -> Rendered<'t> {
         let documents = manifest::documents(rendered);
-        let (mut scans, mut names, mut failures) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut scans, mut origins, mut failures) = (Vec::new(), Vec::new(), Vec::new());
         let mut count = 0;
         for Document { range, above } in &documents {
-            let name = origin(&rendered[range.clone()]);
+            let origin = origin(&rendered[range.clone()]);
+            let place = |error: &PlaceholderError| {
+                let mut failure = placeholder_failure(RENDERED, *above, error);
+                failure.place.push_str(&origin);
+                failure
+            };
             let scan = Scan::of(&rendered[range.clone()]).unwrap_or_else(|error| {
-                failures.push(placeholder_failure(&name, *above, &error));
+                failures.push(place(&error));
                 None
             });
             let scan = scan.map(|mut scan| {
                 count += scan.placeholders.len();
-                failures.extend(scan.errors.iter().map(|error| placeholder_failure(&name, *above, error)));
+                failures.extend(scan.errors.iter().map(place));
                 scan.placeholders.iter_mut().for_each(|placeholder| placeholder.line += *above);
                 scan
             });
             scans.push(scan);
-            names.push(name);
+            origins.push(origin);
             if count > MAX_PLACEHOLDERS {
                 failures.extend(too_many(count));
                 return Rendered { documents, scans, asks: Vec::new(), failures };
@@ -279,8 +287,8 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
         }
         let texts: Vec<Text<'_>> = documents
             .iter()
-            .zip(&names)
-            .map(|(document, name)| Text { name, text: &rendered[document.range.clone()], is_raw: false })
+            .zip(&origins)
+            .map(|(document, origin)| Text { name: RENDERED, origin, text: &rendered[document.range.clone()], is_raw: false })
             .collect();
         let (asks, misunderstood) = asks(self.rules, &texts, &scans, &beside_each(&scans));
         failures.extend(misunderstood);
@@ -355,20 +363,51 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
         let mut pins = Vec::new();
         for (asked, sighting) in self.pins.iter().zip(&sightings) {
             let is_placed = asked.by.iter().any(|asker| matches!(asker, Asker::Rendered { .. }));
-            let usage = if is_placed || sighting.is_found() { Usage::Used } else { Usage::Unused };
+            let usage = if is_placed || self.is_found(asked, sighting) { Usage::Used } else { Usage::Unused };
+            let Pin { repository, pinned, .. } = &asked.pin;
             if usage == Usage::Unused {
                 notes.push(self.unused(asked, sighting));
-            } else if asked.by.iter().any(Asker::is_guess) && !sighting.is_beside_own && !sighting.others.is_empty() {
+            } else if self.is_elsewhere(asked, sighting) {
                 let others = sighting.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                let Pin { repository, pinned, .. } = &asked.pin;
+                let todo = match &asked.by[0] {
+                    Asker::Rule(index) => {
+                        format!("does rule `{}` name the image that its target has?", self.rules()[*index].alias)
+                    }
+                    asker if asker.is_guess() => "name the image in the placeholder".to_owned(),
+                    _ => "does the placeholder name the image that it stands behind?".to_owned(),
+                };
+                let tag = &pinned.tag;
                 notes.push(format!(
-                    "tag `{}` was chosen for `{repository}` but stands beside `{others}` in the manifests: name the image in the placeholder",
-                    pinned.tag
+                    "tag `{tag}` was chosen for `{repository}` but stands beside `{others}` in the manifests: {todo}"
                 ));
+            } else if let Some(digest) = pinned.digest.as_ref().filter(|_| !is_placed && !sighting.has_digest) {
+                notes.push(format!("`{repository}:{}` is in the manifests without its digest `{digest}`", pinned.tag));
             }
             pins.push(Pin { usage, ..asked.pin.clone() });
         }
         (pins, notes)
+    }
+
+    /// Did a pin reach the manifests?
+    fn is_found(&self, asked: &Asked, sighting: &Sighting) -> bool {
+        let targets = asked.by.iter().map(|asker| match asker {
+            Asker::Rule(index) => Some(&self.rules()[*index].target),
+            _ => None,
+        });
+        let targets: Vec<Option<&Target>> = targets.collect();
+        // Only images of that name are rewritten.
+        if targets.iter().all(|target| *target == Some(&Target::Manifests)) {
+            return sighting.is_beside_own;
+        }
+        sighting.is_found(targets.iter().any(Option::is_some) || asked.by.iter().any(Asker::is_guess))
+    }
+
+    /// Does a pin's tag stand behind other images alone? One of the same name in another registry is probably a mirror of it.
+    fn is_elsewhere(&self, asked: &Asked, sighting: &Sighting) -> bool {
+        let last = |repository: &Repository| repository.path().rsplit('/').next().map(str::to_owned);
+        let is_mirror = || sighting.others.iter().any(|other| last(other) == last(&asked.pin.repository));
+        let is_elsewhere = !sighting.is_beside_own && !sighting.others.is_empty();
+        is_elsewhere && (asked.by.iter().any(Asker::is_guess) || !(sighting.is_alone || is_mirror()))
     }
 
     /// Says where a pin that is nowhere in the manifests should have gone.
@@ -440,10 +479,10 @@ fn sought(pin: &Pin) -> Sought<'_> {
 
 pub(super) const RENDERED: &str = "rendered manifests";
 
-/// Where a rendered document comes from, if Helm says so; the line is that of the rendered text.
-fn origin(document: &str) -> String {
+/// What follows a place in a rendered document: the template that it comes from, if Helm says so.
+pub(super) fn origin(document: &str) -> String {
     let source = document.lines().take(3).find_map(|line| line.strip_prefix("# Source: "));
-    source.map_or_else(|| RENDERED.to_owned(), |path| format!("{RENDERED}, from {}", printable(path)))
+    source.map_or_else(String::new, |path| format!(" (from {})", printable(path)))
 }
 
 fn quoted(source: &str) -> String {

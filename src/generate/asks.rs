@@ -16,6 +16,8 @@ use crate::rules::{self, Rule, Rules};
 /// A text with its name.
 pub(super) struct Text<'a> {
     pub name: &'a str,
+    /// What follows a place in it.
+    pub origin: &'a str,
     pub text: &'a str,
     /// Is it one string, not YAML?
     pub is_raw: bool,
@@ -24,7 +26,7 @@ pub(super) struct Text<'a> {
 impl<'a> Text<'a> {
     /// What a tool will read as data.
     pub(super) fn of(plan: &'a Plan) -> Vec<Self> {
-        plan.data().iter().map(|data| Self { name: &data.name, text: &data.text, is_raw: data.is_raw() }).collect()
+        plan.data().iter().map(|data| Self { name: &data.name, origin: "", text: &data.text, is_raw: data.is_raw() }).collect()
     }
 
     /// A place in a text of one string would count from its own start, where nobody looks.
@@ -117,8 +119,8 @@ pub(super) fn asks(
         for (index, placeholder) in scan.placeholders.iter().enumerate() {
             let site = (data, index);
             let Placeholder { line, column, .. } = placeholder;
-            let place =
-                if texts[data].is_raw { texts[data].name.to_owned() } else { format!("{}:{line}:{column}", texts[data].name) };
+            let Text { name, origin, is_raw, .. } = texts[data];
+            let place = if is_raw { name.to_owned() } else { format!("{name}:{line}:{column}{origin}") };
             let Some(image) = infer(inferred, site, placeholder) else { continue };
             let Some(meaning) = meaning(rules, placeholder, image) else { continue };
             match meaning {

@@ -31,14 +31,19 @@ pub struct Sighting {
     pub others: BTreeSet<Repository>,
     /// Does its tag or digest stand somewhere without a repository?
     pub is_alone: bool,
+    /// Does its digest stand anywhere?
+    pub has_digest: bool,
     /// Tags of its own repository that are not this pin's.
     pub other_tags: BTreeSet<String>,
 }
 
 impl Sighting {
-    /// Did the pin reach the manifests? Where its own repository stands with another tag, that of another image is no evidence.
-    pub fn is_found(&self) -> bool {
-        self.is_beside_own || self.is_alone || (!self.others.is_empty() && self.other_tags.is_empty())
+    /// Did the pin reach the manifests? Where its own repository stands with another tag, that of another image is no evidence, and if
+    /// an image was to get the tag, neither is the tag alone.
+    pub fn is_found(&self, is_for_an_image: bool) -> bool {
+        let is_contradicted = !self.other_tags.is_empty();
+        let is_alone = self.is_alone && !(is_contradicted && is_for_an_image);
+        self.is_beside_own || is_alone || (!self.others.is_empty() && !is_contradicted)
     }
 }
 
@@ -57,7 +62,7 @@ pub fn sightings(text: &str, pins: &[Sought<'_>]) -> Vec<Sighting> {
     }
     for document in documents(text) {
         let document = &text[document.range];
-        if document.contains("Secret") {
+        if document.contains("Secret") || document.contains("binaryData") {
             encoded(document).iter().for_each(|text| search.read(text));
         }
     }
@@ -76,7 +81,7 @@ struct Search<'a> {
 impl Search<'_> {
     fn read(&mut self, text: &str) {
         let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/' | ':' | '@');
-        for line in text.lines() {
+        for line in text.lines().map(without_comment) {
             let mut from = 0;
             while let Some(start) = line[from..].find(is_part).map(|at| from + at) {
                 let end = line[start..].find(|c| !is_part(c)).map_or(line.len(), |at| start + at);
@@ -105,29 +110,35 @@ impl Search<'_> {
         }
         // `docker://ghcr.io/acme/web:1.2`
         let repository = name.rsplit_once("//").map_or(name, |(_, name)| name).parse::<Repository>();
+        let shown = [tag, digest].into_iter().flatten().collect::<Vec<_>>().join("@");
+        // What a digest of another image stands behind is that other image.
+        let is_exact = |pin: &Sought<'_>| {
+            let own = pin.digest.map(Digest::as_str);
+            digest.map_or(tag == Some(pin.tag.as_str()), |digest| own == Some(digest))
+        };
         for part in wanted {
             self.mark(part, |sighting, pin| match &repository {
-                Ok(repository) if repository == pin.repository => sighting.is_beside_own = true,
+                Ok(repository) if repository == pin.repository => sighting.is_beside_own |= is_exact(pin),
                 Ok(repository) => drop(sighting.others.insert(repository.clone())),
                 Err(_) => sighting.is_alone = true,
             });
         }
-        let (Ok(repository), Some(shown)) = (repository, tag.or(digest)) else { return };
+        let Ok(repository) = repository else { return };
+        if shown.is_empty() {
+            return;
+        }
         let own = self.by_name.get(last_part(repository.path())).cloned().unwrap_or_default();
-        let is_ours = |index: &usize| *self.pins[*index].repository == repository;
-        let is_a_pins = own.iter().filter(|index| is_ours(index)).any(|index| {
-            let pin = &self.pins[*index];
-            tag == Some(pin.tag.as_str()) || (digest.is_some() && digest == pin.digest.map(Digest::as_str))
-        });
-        for index in own.into_iter().filter(|_| !is_a_pins) {
-            if *self.pins[index].repository == repository {
-                self.found[index].other_tags.insert(shown.to_owned());
+        let own: Vec<usize> = own.into_iter().filter(|index| *self.pins[*index].repository == repository).collect();
+        if !own.iter().any(|index| is_exact(&self.pins[*index])) {
+            for index in own {
+                self.found[index].other_tags.insert(shown.clone());
             }
         }
     }
 
     fn mark(&mut self, word: &str, note: impl Fn(&mut Sighting, &Sought<'_>)) {
         for index in self.by_word.get(word).into_iter().flatten() {
+            self.found[*index].has_digest |= self.pins[*index].digest.is_some_and(|digest| digest.as_str() == word);
             note(&mut self.found[*index], &self.pins[*index]);
         }
     }
@@ -135,6 +146,15 @@ impl Search<'_> {
 
 fn last_part(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or_default()
+}
+
+/// A line of YAML without its comment. A `#` inside quotes is text.
+fn without_comment(line: &str) -> &str {
+    if line.trim_start().starts_with('#') {
+        return "";
+    }
+    let is_comment = |at: &usize| line[..*at].matches(['"', '\'']).count().is_multiple_of(2);
+    line.match_indices(" #").map(|(at, _)| at).find(is_comment).map_or(line, |at| &line[..at])
 }
 
 /// Is a word that stands behind this text the value of a version's key?
@@ -185,9 +205,14 @@ mod tests {
             ("labels: {app.kubernetes.io/version: \"1.2\", \"helm.sh/chart\": 1.2}\n".to_owned(), "1.2", false),
             ("kind: Secret\ndata: {x: aW1hZ2U6IGdoY3IuaW8vYS9iOjEuMgo=}\n".to_owned(), "1.2", true),
             ("kind: Secret\ndata:\n  x: |\n    aW1hZ2U6IGdoY3Iu\n    aW8vYS9iOjEuMgo=\n".to_owned(), "1.2", true),
+            ("# image: ghcr.io/a/b:1.2\nimage: x # ghcr.io/a/b:1.2\n".to_owned(), "1.2", false),
+            ("command: \"echo # ghcr.io/a/b:1.2\"\n".to_owned(), "1.2", true),
+            (format!("image: ghcr.io/a/b:1.2@{}\n", Digest::of(b"y")), &format!("1.2@{digest}"), false),
+            (format!("image: ghcr.io/a/b:1.2@{}\n", Digest::of(b"y")), "1.2", false),
+            ("image: ghcr.io/a/b:0.9\nenv: {VERSION: \"1.2\"}\n".to_owned(), "1.2", false),
             (String::new(), "1.2", false),
         ] {
-            assert_eq!(sighting(&text, "ghcr.io/a/b", pin).is_found(), is_found, "{text}");
+            assert_eq!(sighting(&text, "ghcr.io/a/b", pin).is_found(true), is_found, "{text}");
         }
     }
 
@@ -207,6 +232,8 @@ mod tests {
         let (old, new): (Tag, Tag) = ("1.2".parse().expect("a tag"), "2.0".parse().expect("a tag"));
         let sought = |tag| Sought { repository: &repository, tag, digest: None };
         let found = sightings("image: ghcr.io/a/b:1.2\nNEXT: x/y:2.0\n", &[sought(&old), sought(&new)]);
-        assert!(found.iter().all(Sighting::is_found), "{found:?}");
+        assert!(found.iter().all(|sighting| sighting.is_found(true)), "{found:?}");
+        let named = sighting("image: ghcr.io/a/b:0.9\nenv: {VERSION: \"1.2\"}\n", "ghcr.io/a/b", "1.2");
+        assert!(named.is_found(false), "a placeholder for a version alone");
     }
 }

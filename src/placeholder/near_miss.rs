@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::words::Words;
 use super::{ENDS_NAME, MAX_LENGTH, NO_NAME};
+use crate::policy::Strategy;
 
 /// What a placeholder starts with.
 const NAME: &str = "pin";
@@ -49,13 +50,20 @@ fn read(text: &str, at: usize) -> Option<NearMiss> {
     let (name, rest) = trimmed.split_at(letters);
     let is_name = name.eq_ignore_ascii_case(NAME);
     let is_bare = rest.trim().is_empty();
-    let is_close = is_name || (!is_bare && is_one_letter_off(&name.to_ascii_lowercase()));
+    let is_close = is_name || (is_policy(rest) && is_one_letter_off(&name.to_ascii_lowercase()));
     let is_word = is_bare || rest.starts_with(ENDS_NAME) || rest.starts_with(NO_NAME);
     if !is_close || !is_word || Words::parse(rest).and_then(Words::spec).is_err() {
         return None;
     }
     let meant = if is_bare { "$(pin)".to_owned() } else { format!("$(pin {})", rest.trim()) };
     Some(NearMiss { range: at..at + 2 + end + close.len_utf8(), meant, is_bare })
+}
+
+/// Can the words be nothing but a policy? `$(min 3 4)` has the words of a constraint, too.
+fn is_policy(words: &str) -> bool {
+    words.contains(['~', '^', '<', '>', '=', '*', '/', '@'])
+        || words.contains("--")
+        || words.split_whitespace().next().is_some_and(|word| Strategy::NAMES.contains(&word.to_ascii_lowercase().as_str()))
 }
 
 /// The offset of the closing bracket: the first outside quotes.
@@ -138,6 +146,8 @@ mod tests {
             "pin ~2",
             "$pin",
             "$(tin)",
+            "$(min 3 4)",
+            "$(bin 1.2)",
             "",
             "$",
         ] {

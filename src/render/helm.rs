@@ -6,6 +6,7 @@
 //! image a placeholder means; and Helm has no network, so that dependencies and remote value files are fetched here.
 
 mod dependencies;
+mod reads;
 mod value_files;
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,6 +26,7 @@ use crate::process::Child;
 use crate::values::Value;
 use crate::workspace::{ANY_DEPTH, Checkout, MAX_FILE, Workspace, WorkspaceError, shown};
 use crate::yaml::{NodeId, Tree};
+use reads::Reads;
 use value_files::Found;
 
 /// Longest name of a release, in bytes: Helm's own bound.
@@ -216,26 +218,46 @@ impl Plan {
         Ok(view)
     }
 
-    /// See [`super::Plan::reads_value`]. A value that is nowhere set counts as read where a template names the last part of its path.
+    /// See [`super::Plan::reads_value`]. A value that is nowhere set counts as read where a template may name its path; a mapping or list
+    /// is not read as a text, and what is a text has no fields.
     pub(super) fn reads_value(&self, path: &str) -> Option<bool> {
         let scans: Vec<Option<Scan<'_>>> = self.data.iter().map(|_| None).collect();
         let view = self.view(&scans).ok()?;
         let keys = Value::keys(path);
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        if view.at(&keys).is_some() {
-            return Some(true);
+        match view.at(&keys) {
+            Some(Value::Scalar { .. } | Value::Null) => return Some(true),
+            Some(Value::Map(_) | Value::List(_)) => return Some(false),
+            None => {}
         }
-        let is_packed = |chart: &&Chart| chart.key == keys[0] && matches!(chart.values, Some(Values::Packed(_)));
-        if self.is_partial || self.chart.dependencies.iter().any(|chart| is_packed(&chart)) {
+        let is_below_text = (1..keys.len()).any(|count| matches!(view.at(&keys[..count]), Some(Value::Scalar { .. })));
+        if is_below_text {
+            return Some(false);
+        }
+        if self.is_partial || keys[0] == "global" {
             return None;
         }
-        let last = keys.last().expect("a path has a part");
+        let mut reads = Reads::default();
         let is_template = |path: &Path| path.components().any(|part| part.as_os_str() == "templates");
-        let mut found = false;
-        let searched = self.chart_at.files(self.chart_at.app(), ANY_DEPTH, &mut |path| {
-            found = found || (is_template(path) && self.chart_at.read(path).is_ok_and(|text| has_word(&text, last)));
-        });
-        searched.is_ok().then_some(found)
+        let add = &mut |path: &Path| {
+            if is_template(path)
+                && let Ok(text) = self.chart_at.read(path)
+            {
+                reads.add(&text);
+            }
+        };
+        self.chart_at.files(self.chart_at.app(), ANY_DEPTH, add).ok()?;
+        // Below a dependency's name the path is one of its own values.
+        let mut chart = Some(&self.chart);
+        let mut is_read = false;
+        for from in 0..keys.len() {
+            let Some(here) = chart else { break };
+            is_read |= reads.may_read(&keys[from..]);
+            chart = here.dependencies.iter().find(|dependency| dependency.key == keys[from]);
+        }
+        // A packed chart may be a library, which reads the values of those who use it.
+        let has_packed = self.chart.dependencies.iter().any(|chart| matches!(chart.values, None | Some(Values::Packed(_))));
+        (is_read || !has_packed).then_some(is_read)
     }
 
     /// See [`super::Plan::may_hold_more`].
@@ -482,12 +504,6 @@ fn child(tools: &Tools, arguments: Vec<OsString>, directory: PathBuf, workspace:
 /// A path as one field: Helm reads `--values` as comma-separated values, so that a comma would name a second file.
 fn one_field(path: &str) -> String {
     if path.contains([',', '"', '\n', '\r']) { format!("\"{}\"", path.replace('"', "\"\"")) } else { path.to_owned() }
-}
-
-/// Does a text hold a word, not as a part of another?
-fn has_word(text: &str, word: &str) -> bool {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    text.match_indices(word).any(|(at, _)| !text[..at].ends_with(is_part) && !text[at + word.len()..].starts_with(is_part))
 }
 
 /// Refuses a name that Helm would read as more than one assignment: a second one could name any file, or any address.

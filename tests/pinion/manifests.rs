@@ -70,6 +70,23 @@ async fn every_source_of_ours_is_rendered_in_its_order() {
     assert_eq!(error, "error: app.yaml: there is no source `5`\n  hint: the sources are first, 2, 3, 4");
     assert_eq!(repository.driver.run(["generate", "--source", "1"]).status, 2, "without a manifest there is one source");
     repository.ok(&["check", "-a", "app.yaml"]);
+    // A pin that one source holds by its parameter is not that of the other.
+    let held = "{name: pinion@v1, parameters: [{name: pins, map: {ghcr.io/acme/web: 1.0.0}}]}";
+    let app = application(&SOURCES.replacen("{name: pinion@v1}", held, 1));
+    let one = pod("one", "$(pin ~1)");
+    write(repository.dir.path(), &[("two/pod.yaml", one.as_str()), ("held.yaml", &app)]);
+    repository.ok(&["generate", "-a", "held.yaml", "--write-pins", "pins.yaml"]);
+    let pins = std::fs::read_to_string(repository.dir.path().join("pins.yaml")).expect("written");
+    assert!(pins.contains("1.1.0") && !pins.contains("1.0.0"), "{pins}");
+    let both = application(&SOURCES.replacen("{name: pinion@v1}", held, 1).replacen(
+        "{name: pinion@v1}",
+        &held.replace("1.0.0", "1.1.0"),
+        1,
+    ));
+    write(repository.dir.path(), &[("both.yaml", &both)]);
+    let error = repository.err(&["generate", "-a", "both.yaml", "--write-pins", "none.yaml"]);
+    assert!(error.contains("has two pins, `1.0.0` and `1.1.0`") && error.contains("--source"), "{error}");
+    assert!(!repository.dir.path().join("none.yaml").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,6 +113,21 @@ async fn a_path_that_is_not_there_is_an_error() {
     for dir in [".", "apps/web", "apps/../apps/web/"] {
         assert_eq!(repository.ok(&["generate", dir, "-a", "app.yaml"]), pod("web", "1.1.0"), "{dir}");
     }
+    write(repository.dir.path(), &[("other/web/pod.yaml", &pod("other", "$(pin ~2)"))]);
+    let error = repository.err(&["generate", "other/web", "-a", "app.yaml"]);
+    assert!(error.contains("`source.path` `apps/web` is not in `other/web`"), "another directory of that name: {error}");
+    let error = repository.err(&["generate", "nowhere", "-a", "app.yaml"]);
+    assert!(error.starts_with("error: nowhere: "), "the manifest is not to blame: {error}");
+    write(repository.dir.path(), &[("apps/web/.argocd-source.yaml", "plugin: {parameters: [{name: nope, string: x}]}\n")]);
+    let error = repository.err(&["generate", "-a", "app.yaml"]);
+    assert!(error.contains("apps/web/.argocd-source.yaml: unknown parameter `nope`"), "{error}");
+    write(repository.dir.path(), &[("apps/web/.argocd-source.yaml", ""), ("apps/web/.pinion.yml", "")]);
+    for command in ["generate", "check"] {
+        let error = repository.err(&[command, ".", "-a", "app.yaml"]);
+        let wanted = "apps/web/.pinion.yml: a file of this name is not read\n  hint: name it `.pinion.yaml`";
+        assert_eq!(error.matches(wanted).count(), 1, "{error}");
+    }
+    std::fs::remove_file(repository.dir.path().join("apps/web/.pinion.yml")).expect("removed");
     let error = repository.err(&["generate", "apps", "-a", "app.yaml"]);
     assert!(
         error.starts_with("error: app.yaml: `source.path` `apps/web` is not in `apps`\n  hint: name the repository's root"),
@@ -133,6 +165,8 @@ async fn applications_of_others_are_refused_with_what_to_write() {
     plugin:
       name: pinion@v1
       parameters:
+      - name: renderer
+        string: helm
       - name: helm-value-files
         array:
         - dev.yaml
@@ -227,7 +261,7 @@ images:
     for wanted in [
         "values.yaml:1:45: `${pin ~1}` is no placeholder\n  hint: did you mean `$(pin ~1)`?",
         "templates/a.yaml:1:13: `$(Pin ~1)` is no placeholder\n  hint: did you mean `$(pin ~1)`?",
-        "rule `web`: the target `image.tagg` is no path of the chart's values",
+        "rule `web`: the target `image.tagg` is no single value that the chart reads",
         "parameter `pins`: `wep` is no alias and no image that the application asks for\n  hint: it asks for `api`, `web`",
     ] {
         assert!(error.contains(wanted), "{wanted}\n{error}");
