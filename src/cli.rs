@@ -7,6 +7,7 @@ mod manifest;
 pub mod resolve;
 pub mod select;
 pub mod serve;
+mod ssh;
 
 use std::io::Write;
 use std::sync::Arc;
@@ -46,6 +47,8 @@ pub enum Command {
     Check(check::Arguments),
     #[command(hide = true)]
     Connect(connect::Arguments),
+    #[command(hide = true)]
+    Ssh(ssh::Arguments),
 }
 
 /// What is logged, on standard error.
@@ -82,6 +85,8 @@ pub enum Outcome {
     Done,
     /// Exit status 3.
     NoPermittedTag,
+    /// That of another program.
+    Status(u8),
 }
 
 /// An error that is the caller's: exit status 2.
@@ -103,6 +108,7 @@ impl Cli {
             Command::Select(arguments) => arguments.run(),
             Command::Check(arguments) => arguments.run().await,
             Command::Connect(arguments) => arguments.run().await,
+            Command::Ssh(arguments) => arguments.run(),
         }
     }
 }

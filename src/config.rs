@@ -127,14 +127,23 @@ pub struct Raw {
     #[arg(long, env = "PINION_MAX_DIRECTORY_BYTES", value_name = "BYTES")]
     pub max_directory_bytes: Option<u64>,
 
+    /// Memory that one process of Helm, Kustomize or Git may use, in bytes [default: 2 GiB]
+    #[arg(long, env = "PINION_TOOL_MEMORY", value_name = "BYTES")]
+    pub tool_memory: Option<u64>,
+
     /// What to do where the kernel keeps less of the sandbox of tools than is asked for [default: require for tools that fetch by Git or
     /// http, best-effort for the others]
     #[arg(long, env = "PINION_SANDBOX", value_name = "MODE", hide_possible_values = false)]
     pub sandbox: Option<Mode>,
 
-    /// Paths that tools may read and execute besides their own, such as a key for ssh
+    /// Paths that tools may read and execute besides their own. Whoever can commit a chart can read them, too: no keys
     #[arg(long, env = "PINION_SANDBOX_READABLE", value_name = "PATH", value_delimiter = ',')]
     pub sandbox_readable: Option<Vec<PathBuf>>,
+
+    /// Configuration for the ssh that fetches for Git, with IdentityFile and UserKnownHostsFile. It and what is in its directory are read
+    /// by ssh alone, which tenants cannot direct [default: that of /etc/ssh]
+    #[arg(long, env = "PINION_SSH_CONFIG", value_name = "FILE")]
+    pub ssh_config: Option<PathBuf>,
 
     /// Use no newer version of Landlock than this, 0 for none: for tests
     #[arg(long, env = "PINION_SANDBOX_ABI", value_name = "N", hide = true)]
@@ -237,6 +246,12 @@ impl Raw {
             cidrs: parse("egress-cidrs", &raw.egress_cidrs.unwrap_or(egress.cidrs))?,
             ports: parse("egress-ports", &raw.egress_ports.unwrap_or(ports))?,
         };
+        if let Some(address) = egress.hosts.iter().flatten().find(|host| host.is_address()) {
+            return Err(ConfigError::Setting {
+                name: "egress-hosts",
+                reason: format!("`{address}` is an address: name it in `egress-cidrs`"),
+            });
+        }
         let egress = Arc::new(egress);
         let allow_registries = raw.allow_registries.map(|hosts| parse("allow-registries", &hosts)).transpose()?;
         let allow_application_credentials = raw.allow_application_credentials.unwrap_or_default();
@@ -246,7 +261,10 @@ impl Raw {
             landlock: raw.sandbox_abi.map_or(probed.landlock, |abi| abi.min(probed.landlock)),
             seccomp: probed.seccomp && !raw.sandbox_without_seccomp,
         };
-        let sandboxes = Sandboxes::new(raw.sandbox.unwrap_or_default(), level, raw.sandbox_readable.unwrap_or_default());
+        let readable = raw.sandbox_readable.unwrap_or_default();
+        readable.iter().try_for_each(|path| existing("sandbox-readable", path))?;
+        raw.ssh_config.iter().try_for_each(|path| existing("ssh-config", path))?;
+        let sandboxes = Sandboxes::new(raw.sandbox.unwrap_or_default(), level, readable).with(raw.ssh_config, raw.tool_memory);
         let requests = Requests::default();
         let limits = Limits {
             allowed_hosts: allow_registries.clone(),
@@ -320,6 +338,8 @@ impl Raw {
             max_directory_bytes: self.max_directory_bytes.or(file.max_directory_bytes),
             sandbox: self.sandbox.or(file.sandbox),
             sandbox_readable: self.sandbox_readable.or(file.sandbox_readable),
+            ssh_config: self.ssh_config.or(file.ssh_config),
+            tool_memory: self.tool_memory.or(file.tool_memory),
             sandbox_abi: self.sandbox_abi,
             sandbox_without_seccomp: self.sandbox_without_seccomp,
         }
@@ -332,7 +352,7 @@ fn read(path: &Path) -> Result<Raw, ConfigError> {
     if text.trim().is_empty() {
         return Ok(Raw::default());
     }
-    serde_yaml::from_str(&text).map_err(|error| ConfigError::File { path: shown, reason: error.to_string() })
+    crate::yaml::from_str(&text).map_err(|error| ConfigError::File { path: shown, reason: error.to_string() })
 }
 
 fn duration(name: &'static str, text: Option<&str>, default: u64) -> Result<Duration, ConfigError> {
@@ -356,6 +376,15 @@ fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(name: &'static str, texts
         .iter()
         .map(|text| text.parse().map_err(|error: T::Err| ConfigError::Setting { name, reason: error.to_string() }))
         .collect()
+}
+
+/// Refuses a path that does not lead from the root, or to nothing: a sandbox would be without it in silence.
+fn existing(name: &'static str, path: &Path) -> Result<(), ConfigError> {
+    if path.is_absolute() && path.exists() {
+        return Ok(());
+    }
+    let shown = crate::image::printable(&path.to_string_lossy());
+    Err(ConfigError::Setting { name, reason: format!("`{shown}` is not there; write a path from the root") })
 }
 
 /// State outlives caches: a pin that is lost in an outage is lost for good.

@@ -18,6 +18,7 @@
 
 pub mod fetch;
 pub mod proxy;
+pub mod ssh;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -56,7 +57,8 @@ impl Refusal {
     /// What an operator can do about it.
     pub fn hint(self) -> Option<&'static str> {
         match self {
-            Self::Literal | Self::PrivateAddress => {
+            Self::Literal => Some("an operator can permit the address with `egress.cidrs`"),
+            Self::PrivateAddress => {
                 Some("an operator can permit the address with `egress.cidrs`, or the name with `egress.hosts`")
             }
             Self::LocalName | Self::NotAllowed => Some("an operator can permit the name with `egress.hosts`"),
@@ -87,6 +89,12 @@ impl HostPattern {
         fits(host) || host.rsplit_once(':').is_some_and(|(host, _)| fits(host))
     }
 
+    /// Is it an address, not a name?
+    pub fn is_address(&self) -> bool {
+        let name = self.host.split_once(':').map_or(&*self.host, |(name, _)| name);
+        name.parse::<IpAddr>().is_ok()
+    }
+
     /// Does this host fit on some port?
     fn accepts_name(&self, host: &str) -> bool {
         let name = self.host.rsplit_once(':').map_or(&*self.host, |(name, _)| name);
@@ -103,7 +111,9 @@ impl FromStr for HostPattern {
             None => (text, false),
         };
         let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':');
-        if host.is_empty() || !host.bytes().all(legal) || host.starts_with('.') {
+        let (name, port) = host.split_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+        let is_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+        if name.is_empty() || !host.bytes().all(legal) || host.starts_with('.') || !is_port {
             return Err(format!("`{}` is not a host: write `ghcr.io` or `*.example.com`", crate::image::printable(text)));
         }
         Ok(Self { host: host.to_ascii_lowercase().into(), below })

@@ -258,7 +258,7 @@ impl Given {
     ///
     /// [`GivenError`] when the file is not what [`lock`] writes.
     pub fn add_lock(&mut self, text: &str) -> Result<(), GivenError> {
-        let lock: Lock = serde_yaml::from_str(text).map_err(|error| GivenError::Lock(error.to_string()))?;
+        let lock: Lock = crate::yaml::from_str(text).map_err(|error| GivenError::Lock(error.to_string()))?;
         if (lock.api_version.as_str(), lock.kind.as_str()) != ("pinion.dev/v1", "Lock") {
             return Err(GivenError::Lock("it is not `pinion.dev/v1 Lock`".into()));
         }

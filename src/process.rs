@@ -6,6 +6,7 @@
 
 pub mod pool;
 pub mod sandbox;
+mod ssh;
 pub mod worker;
 
 use std::ffi::OsString;
@@ -90,6 +91,8 @@ pub enum ProcessError {
     Deadline { command: String, after: Duration },
     #[error("`{command}` wrote more than {limit} bytes")]
     TooLong { command: String, limit: usize },
+    #[error("`{command}` wrote more than {} MiB to disk", limit >> 20)]
+    Disk { command: String, limit: u64 },
     #[error("`{command}` could not be read")]
     Read {
         command: String,
@@ -162,7 +165,8 @@ pub fn found(program: &Path) -> Option<PathBuf> {
     std::path::absolute(places.into_iter().find(is_program)?).ok()
 }
 
-/// Kills the whole process group unless disarmed.
+/// Kills the whole process group when it is dropped.
+#[derive(Debug)]
 struct Group(Option<Pid>);
 
 impl Drop for Group {
@@ -210,7 +214,7 @@ impl Child {
             .process_group(0)
             .kill_on_drop(true);
         let mut child = self.sandbox.spawn(&mut command).map_err(|error| self.not_started(error))?;
-        let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+        let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
         let stdin = child.stdin.take();
@@ -226,7 +230,10 @@ impl Child {
             let (stdout, stderr, ()) = tokio::try_join!(reads.0, reads.1, write)?;
             Ok::<_, io::Error>(Finished { status: child.wait().await?, stdout, stderr })
         };
-        let finished = tokio::time::timeout(self.deadline, work).await;
+        let finished = tokio::select! {
+            finished = tokio::time::timeout(self.deadline, work) => finished,
+            limit = self.sandbox.too_much_written() => return Err(ProcessError::Disk { command: self.command(), limit }),
+        };
         let finished = match finished {
             Err(_) => return Err(ProcessError::Deadline { command: self.command(), after: self.deadline }),
             Ok(Err(error)) if error.kind() == io::ErrorKind::FileTooLarge => {
@@ -235,7 +242,8 @@ impl Child {
             Ok(Err(source)) => return Err(ProcessError::Read { command: self.command(), source: Arc::new(source) }),
             Ok(Ok(finished)) => finished,
         };
-        group.0 = None;
+        // What it started and left ends, too: the group is its own until the last of it is gone.
+        drop(group);
         Ok(finished)
     }
 
@@ -300,7 +308,10 @@ fn clean(stderr: &str) -> String {
     });
     let stderr = PRIVATE.replace_all(stderr, "");
     // Some tools print their whole usage behind the error.
-    let told = stderr.lines().take_while(|line| !line.starts_with("Usage:"));
+    let usage = |line: &&str| !line.starts_with("Usage:");
+    // Where a Go program was when it gave up helps nobody here.
+    let trace = |line: &&str| !line.starts_with("goroutine ") && !line.starts_with("runtime stack:");
+    let told = stderr.lines().take_while(usage).take_while(trace);
     let is_idle = |line: &&str| line.trim().is_empty() || line.starts_with("level=INFO") || line.starts_with("level=DEBUG");
     let lines: Vec<&str> = told.filter(|line| !is_idle(line)).collect();
     let mut from = lines.len().saturating_sub(STDERR_LINES);
@@ -374,6 +385,7 @@ mod tests {
             ("Error: '/tmp/w/_cmp_server/request-9mDe9V/app/x' is missing", "Error: 'app/x' is missing"),
             ("no such file: /tmp/pinion-a1B2c3/checkout/o/k.yaml: no", "no such file: o/k.yaml: no"),
             ("stat /tmp/pinion-a1B2c3/files/values.yaml", "stat values.yaml"),
+            ("fatal error: out of memory\n\nruntime stack:\nx\ngoroutine 1 [running]:\ny", "fatal error: out of memory"),
             ("https://example.com/request-1/x", "https://example.com/request-1/x"),
         ] {
             assert_eq!(clean(told), expected);
@@ -448,6 +460,47 @@ mod tests {
         }
         // Only the child is inside.
         assert_eq!(std::fs::read_to_string(outside.path().join("file")).expect("ours to read"), "s3cret");
+    }
+
+    #[tokio::test]
+    async fn what_a_child_started_and_left_ends_with_it() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let child = shell(&format!("setsid true; sleep 600 >/dev/null 2>&1 & echo $! > {}; echo $?", file.path().display()));
+        let sandbox = child.sandbox.clone().writing(file.path());
+        let output = Child { sandbox, ..child }.run().await.expect("success");
+        assert!(!Level::probe().seccomp || output.stderr.contains("Operation not permitted"), "{}", output.stderr);
+        let pid = std::fs::read_to_string(file.path()).expect("a pid");
+        for _ in 0..6000 {
+            let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+            if state.is_empty() || state.contains(") Z ") {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("it lives on");
+    }
+
+    #[tokio::test]
+    async fn what_a_child_writes_is_bounded() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let script = format!("for i in 1 2 3; do head -c 3000000 /dev/zero > {}/$i; done; sleep 600", dir.path().display());
+        let mut sandbox = shell("").sandbox.writing(dir.path());
+        sandbox.written = 8_000_000;
+        let error = Child { sandbox, ..shell(&script) }.run().await.expect_err("too much");
+        assert_eq!(error.to_string(), "`sh` wrote more than 7 MiB to disk");
+    }
+
+    #[tokio::test]
+    async fn memory_is_bounded() {
+        let small = sandboxes().with(None, Some(64 << 20)).offline(Path::new("/bin/sh")).expect("taken as it is").with_programs();
+        let script = "head -c 200000000 /dev/zero | tail -c 190000000 | wc -c";
+        // The bound comes when the process is there already.
+        let script_within = format!("until [ \"$(ulimit -d)\" != unlimited ]; do :; done; {script}");
+        let child = Child { sandbox: small, ..shell(&script_within) };
+        let small = child.run().await.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        assert_ne!(small.as_deref().ok(), Some("190000000"), "it had the memory all the same");
+        let large = shell(script).run().await.expect("it has the memory");
+        assert_eq!(String::from_utf8_lossy(&large.stdout).trim(), "190000000");
     }
 
     #[tokio::test]

@@ -101,18 +101,24 @@ impl fmt::Display for Target {
 pub struct Access {
     /// The source that an application names, as it was written; [`None`] is the operator's configuration.
     secret: Option<Box<str>>,
+    is_anonymous: bool,
 }
 
 impl Access {
     /// What `registries.conf` and docker's `config.json` say for the repository.
     pub const fn operator() -> Self {
-        Self { secret: None }
+        Self { secret: None, is_anonymous: false }
+    }
+
+    /// Nobody's: for what an application names and then reads itself, where the operator's credential would open it for all.
+    pub const fn anonymous() -> Self {
+        Self { secret: None, is_anonymous: true }
     }
 
     /// An application's own source, the text of its `--pull-secret`, such as `pullsecret:argocd/ghcr`. It takes the place of the
     /// operator's credential. Whether it can be used is said when it is used ([`RegistryError::Credentials`]).
     pub fn secret(source: &str) -> Self {
-        Self { secret: Some(source.into()) }
+        Self { secret: Some(source.into()), is_anonymous: false }
     }
 
     /// Why it cannot be used, as far as that can be told without asking. `is_permitted`: may applications name `env:` and `ext:`?
@@ -137,6 +143,7 @@ impl fmt::Debug for Access {
     /// Shows the source only where it is one: in its place may stand a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.source().map(str::parse::<credential::Source>) {
+            None if self.is_anonymous => f.write_str("Access::anonymous()"),
             None => f.write_str("Access::operator()"),
             Some(Ok(source)) => write!(f, "Access::secret({source})"),
             Some(Err(_)) => f.write_str("Access::secret(***)"),

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use globset::{GlobBuilder, GlobMatcher};
+
 use crate::application::Application;
 use crate::egress::Policy;
 use crate::image::{Repository, printable};
@@ -69,6 +71,12 @@ pub enum Purpose {
 
 /// Variables that a child inherits: where to find programs and certificates. A proxy's address may hold a password.
 const INHERITED: [&str; 3] = ["PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+
+/// Longest pattern for paths, in bytes.
+const MAX_GLOB: usize = 4096;
+
+/// Braces within braces.
+const MAX_GLOB_DEPTH: usize = 8;
 
 /// Files that stand in a message.
 const FEW: usize = 3;
@@ -389,6 +397,28 @@ fn any_placeholder(checkout: &Checkout, dir: &Path, is_left_out: impl Fn(&Path) 
 /// A child's output as text.
 fn text(stdout: Vec<u8>) -> Result<String, RenderError> {
     String::from_utf8(stdout).map_err(|_| RenderError::invalid("the rendered manifests are not UTF-8 text"))
+}
+
+/// A pattern for paths, in which `*` crosses directories unless they are kept apart.
+///
+/// # Errors
+///
+/// What is wrong with it, also if it is longer or nests deeper than a person writes: the library answers that by the end of the process.
+pub fn glob(pattern: &str, keeps_apart: bool) -> Result<GlobMatcher, String> {
+    let mut open = 0_usize;
+    let is_deep = pattern.chars().any(|c| {
+        match c {
+            '{' => open += 1,
+            '}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        open > MAX_GLOB_DEPTH
+    });
+    if pattern.len() > MAX_GLOB || is_deep {
+        return Err(format!("it is longer than {MAX_GLOB} bytes, or its braces nest deeper than {MAX_GLOB_DEPTH}"));
+    }
+    let glob = GlobBuilder::new(pattern).literal_separator(keeps_apart).build();
+    Ok(glob.map_err(|error| error.to_string())?.compile_matcher())
 }
 
 /// Refuses a word that a tool could take for a flag.

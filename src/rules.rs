@@ -99,7 +99,7 @@ struct Draft {
 impl Reader {
     /// Adds a rules file; `name` is for messages.
     pub fn file(&mut self, name: &str, text: &str) {
-        let file: File = match serde_yaml::from_str(text) {
+        let file: File = match crate::yaml::from_str(text) {
             Ok(file) => file,
             Err(error) => {
                 let place =

@@ -274,8 +274,7 @@ async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = Result<
 /// Does a file of the application's directory match a glob? `*` does not cross directories, `**` does.
 fn find(checkout: &Checkout, pattern: &str, depth: usize) -> Result<bool, Status> {
     let wrong = |error: &dyn std::fmt::Display| Status::failed_precondition(format!("match repository error: {error}"));
-    let matcher =
-        globset::GlobBuilder::new(pattern).literal_separator(true).build().map_err(|error| wrong(&error))?.compile_matcher();
+    let matcher = crate::render::glob(pattern, true).map_err(|error| wrong(&error))?;
     let mut found = false;
     let mut visit = |path: &Path| found |= matcher.is_match(path.strip_prefix(checkout.app()).unwrap_or(path));
     checkout.files(checkout.app(), depth, &mut visit).map_err(|error| wrong(&error))?;

@@ -14,7 +14,7 @@ use crate::placeholder::image::{self, ImageNotFound, Siblings};
 use crate::yaml::{Kind, NodeId, Tree};
 
 /// Values that one merged view may hold, aliases expanded.
-const MAX_VALUES: usize = 4_000_000;
+const MAX_VALUES: usize = 250_000;
 
 /// As deep as values go: through aliases they may go on for ever.
 const MAX_DEPTH: usize = 256;

@@ -219,6 +219,21 @@ impl<'t> Tree<'t> {
     }
 }
 
+/// Reads YAML into a type.
+///
+/// This module's parser goes first, because it bounds how deep text nests: the time that the other takes grows with the square of that.
+///
+/// # Errors
+///
+/// When the text is no YAML, nests too deep, or is not of the type.
+pub fn from_str<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, serde_yaml::Error> {
+    let options = granit_parser::options! { emit_comments: false };
+    for event in Parser::new_from_str_with_options(text, options) {
+        event.map_err(<serde_yaml::Error as serde::de::Error>::custom)?;
+    }
+    serde_yaml::from_str(text)
+}
+
 /// The line and column of a byte, both counted from 1, columns in characters.
 pub fn position(text: &str, offset: usize) -> (usize, usize) {
     (lines(&text[..offset]) + 1, column(text, offset))

@@ -255,7 +255,7 @@ impl Manifest {
         let wrong = |error: &dyn std::fmt::Display| ApplicationError::Override(error.to_string());
         let tree = Tree::parse(text).map_err(|error| wrong(&error))?;
         no_text(text, &tree).map_or(Ok(()), Err)?;
-        let over: Option<Override> = serde_yaml::from_str(text).map_err(|error| wrong(&error))?;
+        let over: Option<Override> = crate::yaml::from_str(text).map_err(|error| wrong(&error))?;
         let over = over.unwrap_or_default();
         let blocks = [("helm", &over.helm), ("kustomize", &over.kustomize), ("directory", &over.directory)];
         if let Some((field, _)) = blocks.into_iter().find(|(_, block)| block.is_some()) {

@@ -1,4 +1,4 @@
-//! `pinion connect`: what ssh starts in a sandbox to reach a host.
+//! `pinion connect`: what ssh starts to reach a host.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -13,7 +13,7 @@ use crate::egress::proxy::tunnel;
 
 /// Join standard input and output with a host, through the proxy of a render
 ///
-/// For `ProxyCommand` of ssh, which Git in a sandbox uses. The proxy is that of PINION_PROXY.
+/// For `ProxyCommand` of the ssh that `pinion ssh` asks for. The proxy is that of PINION_PROXY.
 #[derive(Args, Debug)]
 pub struct Arguments {
     host: String,
@@ -47,7 +47,7 @@ impl Arguments {
 }
 
 /// Passes on what there is as soon as it is there. [`io::copy`] splices into a pipe, and then holds short messages back.
-fn pump(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+pub(super) fn pump(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     let mut buffer = [0; 16 << 10];
     loop {
         match from.read(&mut buffer) {

@@ -18,7 +18,7 @@ use tonic::transport::Server;
 
 use super::{Outcome, configured, resolver};
 use crate::config;
-use crate::failure::chain;
+use crate::failure::{Failure, Failures, chain};
 use crate::process::pool::{Counts, Limits, Pool};
 use crate::process::sandbox::{Mode, Sandboxes};
 use crate::process::{Runner, found};
@@ -155,6 +155,10 @@ impl Arguments {
         }
         config.registries.credential_problems().iter().for_each(|problem| tracing::warn!("{problem}"));
         tell_sandbox(&config.tools.sandboxes);
+        if let Err(error) = config.tools.sandboxes.offline(&config.tools.helm) {
+            // Every render would be refused.
+            return Err(Failures::from(Failure::new("", &error, Some(error.hint()))).into());
+        }
         let workers = Counts::default();
         // Before there is a socket: nobody shall wait at it.
         config.tools.templates = if self.helm_workers { runner(&config.tools, &workers).await } else { Runner::Process };
@@ -327,7 +331,7 @@ async fn runner(tools: &Tools, workers: &Counts) -> Runner {
     }
     match Pool::start(helm, Limits::default(), workers.clone(), tools.sandboxes.clone()).await {
         Ok(pool) => {
-            tracing::info!(helm = %helm.display(), confined = pool.is_confined(), "charts are rendered by warm workers");
+            tracing::info!(helm = %helm.display(), confines_itself = pool.is_confined(), "charts are rendered by warm workers");
             Runner::Pool(pool)
         }
         Err(error) => {

@@ -1,12 +1,13 @@
 //! A proxy that connects only where the policy permits: the one way out of a sandbox with the profile *git*.
 //!
-//! It listens on a port of loopback for the time of one render and speaks HTTP/1.1: `CONNECT host:port` (TLS, and ssh by `pinion connect`)
-//! and requests in absolute form (plain http). Each needs the token of this proxy, as `Proxy-Authorization: Basic`. Names are resolved
+//! It listens on a port of loopback for the time of one render and speaks HTTP/1.1: `CONNECT host:port` (TLS, and ssh by `pinion connect`),
+//! requests in absolute form (plain http), and `SSH` for Git (see [`super::ssh`]). Each needs the token of this proxy, as `Proxy-Authorization: Basic`. Names are resolved
 //! here, and the address that was checked is the one connected to. Where the environment names a proxy of the operator's, connections go
 //! on through that one, and the name alone decides.
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,13 +16,15 @@ use base64::engine::general_purpose::STANDARD;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::Url;
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
 
+use super::ssh::{self, Order, Ssh};
 use super::{Policy, Refusal};
+use crate::failure::chain;
 use crate::image::printable;
 
 /// Longest head of a request, in bytes.
@@ -39,8 +42,11 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Longest time of one connection.
 const LONGEST: Duration = Duration::from_secs(600);
 
-/// Bytes that one connection may bring.
-const MAX_BYTES: u64 = 2 << 30;
+/// Bytes that all connections of a render may bring.
+pub const MAX_BYTES: u64 = 512 << 20;
+
+/// Bytes that are passed on at a time.
+const PIECE: usize = 64 << 10;
 
 /// Refusals that are kept for a message.
 const MAX_REFUSED: usize = 10;
@@ -49,7 +55,6 @@ const MAX_REFUSED: usize = 10;
 #[derive(Debug)]
 pub struct Proxy {
     port: u16,
-    token: String,
     shared: Arc<Shared>,
     task: AbortHandle,
 }
@@ -60,6 +65,12 @@ struct Shared {
     /// What `Proxy-Authorization` must be, as a digest, so that the time of a comparison tells nothing.
     authorization: [u8; 32],
     refused: Mutex<Vec<(String, Refusal)>>,
+    /// None: there is no ssh.
+    ssh: Option<Arc<dyn Ssh>>,
+    port: u16,
+    url: String,
+    /// Bytes that may still be brought.
+    left: AtomicU64,
 }
 
 impl Drop for Proxy {
@@ -69,19 +80,21 @@ impl Drop for Proxy {
 }
 
 impl Proxy {
-    /// Starts a proxy on a free port of loopback.
+    /// Starts a proxy on a free port of loopback. Without an `ssh`, Git has none.
     ///
     /// # Errors
     ///
     /// When no port can be opened.
-    pub async fn start(policy: Arc<Policy>) -> io::Result<Self> {
+    pub async fn start(policy: Arc<Policy>, ssh: Option<Arc<dyn Ssh>>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let port = listener.local_addr()?.port();
         let token = token()?;
         let authorization = Sha256::digest(format!("Basic {}", STANDARD.encode(format!("pinion:{token}")))).into();
-        let shared = Arc::new(Shared { policy, authorization, refused: Mutex::default() });
+        let url = format!("http://pinion:{token}@127.0.0.1:{port}");
+        let refused = Mutex::default();
+        let shared = Arc::new(Shared { policy, authorization, refused, ssh, port, url, left: AtomicU64::new(MAX_BYTES) });
         let task = tokio::spawn(accept(listener, Arc::clone(&shared))).abort_handle();
-        Ok(Self { port, token, shared, task })
+        Ok(Self { port, shared, task })
     }
 
     /// The port of loopback that it listens on.
@@ -91,7 +104,12 @@ impl Proxy {
 
     /// Its address with the token, for `http_proxy` and its kin.
     pub fn url(&self) -> String {
-        format!("http://pinion:{}@127.0.0.1:{}", self.token, self.port)
+        self.shared.url.clone()
+    }
+
+    /// Was more asked for than a render may fetch?
+    pub fn is_used_up(&self) -> bool {
+        self.shared.left.load(Ordering::Relaxed) == 0
     }
 
     /// What was asked for and may not be connected to, and why.
@@ -134,17 +152,26 @@ struct Wanted {
     head: Option<Vec<u8>>,
 }
 
+/// What a client asks.
+enum Asked {
+    Connection(Wanted),
+    Ssh(Order),
+}
+
 /// Why a request is not served: status and text.
 struct Answer(u16, String);
 
 impl Shared {
     async fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
-        let (wanted, behind) = match timeout(PATIENCE, read(&mut stream, &self.authorization)).await {
+        let (asked, behind) = match timeout(PATIENCE, read(&mut stream, &self.authorization)).await {
             Ok(Ok(read)) => read,
             Ok(Err(answer)) => return refuse(&mut stream, &answer).await,
             Err(_) => return Ok(()),
         };
-        let Wanted { host, port, head } = wanted;
+        let Wanted { host, port, head } = match asked {
+            Asked::Connection(wanted) => wanted,
+            Asked::Ssh(order) => return self.ssh(&mut stream, &order, &behind).await,
+        };
         let mut server = match timeout(PATIENCE, self.connect(&host, port, head.is_none())).await {
             Ok(Ok(server)) => server,
             Ok(Err(answer)) => return refuse(&mut stream, &answer).await,
@@ -155,20 +182,58 @@ impl Shared {
             None => stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?,
         }
         server.write_all(&behind).await?;
-        let (from_client, mut to_client) = stream.split();
-        let (from_server, mut to_server) = server.split();
+        let (mut from_client, mut to_client) = stream.split();
+        let (mut from_server, mut to_server) = server.split();
         // Each side is told when the other has ended.
         let up = async {
-            let sent = tokio::io::copy(&mut from_client.take(MAX_BYTES), &mut to_server).await;
+            let sent = tokio::io::copy(&mut from_client, &mut to_server).await;
             let _ = to_server.shutdown().await;
-            sent
+            sent.map(drop)
         };
         let down = async {
-            let sent = tokio::io::copy(&mut from_server.take(MAX_BYTES), &mut to_client).await;
+            let sent = self.bring(&mut from_server, &mut to_client).await;
             let _ = to_client.shutdown().await;
             sent
         };
         tokio::try_join!(up, down).map(drop)
+    }
+
+    /// Passes on what a server says, as long as the render may have it.
+    async fn bring(&self, from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            let count = from.read(&mut buffer).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            let less = |left: u64| Some(left.saturating_sub(count as u64));
+            let before = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).unwrap_or(0);
+            if before <= count as u64 {
+                tracing::warn!(bytes = MAX_BYTES, "a tool fetches more than a render may");
+                return Err(io::Error::other("more than a render may fetch"));
+            }
+            to.write_all(&buffer[..count]).await?;
+        }
+    }
+
+    /// Lets ssh fetch for Git.
+    async fn ssh(&self, stream: &mut TcpStream, order: &Order, behind: &[u8]) -> io::Result<()> {
+        let remote = match order.remote() {
+            Ok(remote) => remote,
+            Err(what) => {
+                let what = printable(&what);
+                tracing::warn!(what, "ssh is asked for something else than Git's fetching");
+                return refuse(stream, &Answer(403, format!("ssh is for Git's fetching alone: {what}"))).await;
+            }
+        };
+        let Some(ssh) = &self.ssh else { return refuse(stream, &Answer(403, "there is no ssh here".to_owned())).await };
+        let session = match ssh.start(&remote, self.port, &self.url) {
+            Ok(session) => session,
+            Err(error) => return refuse(stream, &Answer(502, format!("ssh: {}", chain(&error)))).await,
+        };
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+        // What it brings is counted where it connects.
+        ssh::relay(stream, behind, session, MAX_BYTES).await
     }
 
     /// A connection to a host, or through the operator's own proxy.
@@ -203,7 +268,7 @@ impl Shared {
 }
 
 /// Reads a request's head and what came behind it.
-async fn read(stream: &mut TcpStream, authorization: &[u8; 32]) -> Result<(Wanted, Vec<u8>), Answer> {
+async fn read(stream: &mut TcpStream, authorization: &[u8; 32]) -> Result<(Asked, Vec<u8>), Answer> {
     let wrong = |text: &str| Answer(400, text.to_owned());
     let mut bytes = Vec::new();
     let end = loop {
@@ -227,6 +292,12 @@ async fn read(stream: &mut TcpStream, authorization: &[u8; 32]) -> Result<(Wante
     if given.is_none_or(|given| <[u8; 32]>::from(Sha256::digest(given.value)) != *authorization) {
         return Err(Answer(407, "this proxy is for the tools of one render".to_owned()));
     }
+    if method == "SSH" {
+        let order = request.headers.iter().find(|header| header.name.eq_ignore_ascii_case(ssh::HEADER));
+        let order = order.and_then(|order| STANDARD.decode(order.value).ok());
+        let order = order.and_then(|order| serde_json::from_slice(&order).ok()).ok_or_else(|| wrong("no order"))?;
+        return Ok((Asked::Ssh(order), bytes.split_off(end)));
+    }
     let wanted = if method.eq_ignore_ascii_case("CONNECT") {
         let (host, port) = target.rsplit_once(':').ok_or_else(|| wrong("no port"))?;
         Wanted { host: host.to_owned(), port: port.parse().map_err(|_| wrong("no port"))?, head: None }
@@ -236,7 +307,7 @@ async fn read(stream: &mut TcpStream, authorization: &[u8; 32]) -> Result<(Wante
         let port = url.port_or_known_default().unwrap_or(80);
         Wanted { head: Some(head(method, &url, request.headers)), host, port }
     };
-    Ok((wanted, bytes.split_off(end)))
+    Ok((Asked::Connection(wanted), bytes.split_off(end)))
 }
 
 /// The head in the form that a server gets. One request a connection: the next one may be for another host.
@@ -343,13 +414,16 @@ mod tests {
     }
 
     fn authorization(proxy: &Proxy) -> String {
-        format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode(format!("pinion:{}", proxy.token)))
+        format!(
+            "Proxy-Authorization: Basic {}\r\n",
+            STANDARD.encode(proxy.url().trim_start_matches("http://").split('@').next().unwrap_or_default())
+        )
     }
 
     #[tokio::test]
     async fn what_is_permitted_is_connected_in_both_forms() {
         let port = echo().await.port();
-        let proxy = Proxy::start(permitting("localhost")).await.expect("a proxy");
+        let proxy = Proxy::start(permitting("localhost"), None).await.expect("a proxy");
         let own = authorization(&proxy);
         let tunnelled = ask(&proxy, &format!("CONNECT localhost:{port} HTTP/1.1\r\nHost: x\r\n{own}\r\nhello")).await;
         assert_eq!(tunnelled, "HTTP/1.1 200 Connection established\r\n\r\nhello");
@@ -366,7 +440,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_else_is() {
         let port = echo().await.port();
-        let proxy = Proxy::start(Arc::default()).await.expect("a proxy");
+        let proxy = Proxy::start(Arc::default(), None).await.expect("a proxy");
         let own = authorization(&proxy);
         for (request, status) in [
             (format!("CONNECT localhost:{port} HTTP/1.1\r\n\r\n"), "407"),
@@ -393,8 +467,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_all_connections_bring_is_bounded() {
+        let port = echo().await.port();
+        let proxy = Proxy::start(permitting("localhost"), None).await.expect("a proxy");
+        proxy.shared.left.store(12, Ordering::Relaxed);
+        let own = authorization(&proxy);
+        let request = format!("CONNECT localhost:{port} HTTP/1.1\r\n{own}\r\nhello");
+        assert!(ask(&proxy, &request).await.ends_with("\r\n\r\nhello") && !proxy.is_used_up());
+        assert!(ask(&proxy, &request).await.ends_with("hello"));
+        assert!(ask(&proxy, &request).await.ends_with("\r\n\r\n") && proxy.is_used_up());
+    }
+
+    #[tokio::test]
     async fn it_ends_with_its_owner() {
-        let proxy = Proxy::start(Arc::default()).await.expect("a proxy");
+        let proxy = Proxy::start(Arc::default(), None).await.expect("a proxy");
         let port = proxy.port();
         drop(proxy);
         for _ in 0..1000 {

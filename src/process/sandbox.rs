@@ -17,18 +17,22 @@ mod syscalls;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, LandlockStatus, NetPort, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
     path_beneath_rules,
 };
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
 
 use super::found;
 use crate::egress::proxy::Proxy;
+use crate::egress::ssh::Ssh;
 
 /// The newest version of Landlock that is asked for: the newest that was tried.
 const NEWEST: u8 = 7;
@@ -72,6 +76,18 @@ const ACCOUNTS: [&str; 10] = [
 
 /// Memory at which Go's collector works harder, for tools that cannot read how much they may have.
 const GO_MEMORY: &str = "512MiB";
+
+/// Memory that a process may use, in bytes, unless the operator says otherwise.
+const MEMORY: u64 = 2 << 30;
+
+/// Longest file that a process may write, in bytes.
+const LONGEST_FILE: u64 = 1 << 30;
+
+/// What a child may write in all, in bytes.
+const MAX_WRITTEN: u64 = 2 << 30;
+
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// What a child is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,12 +232,24 @@ struct Settings {
     level: Level,
     /// Further paths that children may read and execute.
     readable: Vec<PathBuf>,
+    /// The operator's configuration of ssh. With all beside it, ssh alone may read it.
+    ssh_config: Option<PathBuf>,
+    /// Memory of one process, in bytes.
+    memory: u64,
 }
 
 impl Sandboxes {
-    /// `readable` are paths of the operator's that children may read and execute, such as keys for ssh.
+    /// `readable` are paths of the operator's that children may read and execute, and so may whoever can commit a chart.
     pub fn new(mode: Mode, level: Level, readable: Vec<PathBuf>) -> Self {
-        Self(Arc::new(Settings { mode, level, readable }))
+        Self(Arc::new(Settings { mode, level, readable, ssh_config: None, memory: MEMORY }))
+    }
+
+    /// Also with a configuration of ssh, and with another bound for the memory of a process, in bytes.
+    #[must_use]
+    pub fn with(self, ssh_config: Option<PathBuf>, memory: Option<u64>) -> Self {
+        let Settings { mode, level, readable, .. } = &*self.0;
+        let memory = memory.unwrap_or(MEMORY);
+        Self(Arc::new(Settings { mode: *mode, level: *level, readable: readable.clone(), ssh_config, memory }))
     }
 
     /// What the kernel keeps, as far as it is used.
@@ -251,10 +279,34 @@ impl Sandboxes {
         let mut sandbox = self.make(Profile::Git, program)?;
         sandbox.executable.extend(PROGRAMS.iter().map(PathBuf::from));
         sandbox.readable.extend(ACCOUNTS.iter().map(PathBuf::from));
-        // What ssh starts in order to reach the proxy.
+        // What Git starts in place of ssh.
         sandbox.executable.extend(std::env::current_exe());
+        sandbox.port = Some(proxy.port());
         sandbox.proxy = Some(proxy);
         Ok(sandbox)
+    }
+
+    /// For ssh, which reaches the proxy on this port, and reads the operator's keys.
+    ///
+    /// # Errors
+    ///
+    /// [`NotKept`].
+    pub(super) fn ssh(&self, program: &Path, port: u16) -> Result<Sandbox, NotKept> {
+        let mut sandbox = self.make(Profile::Git, program)?.with_programs();
+        sandbox.executable.extend(std::env::current_exe());
+        sandbox.readable.extend(self.ssh_config().and_then(Path::parent).map(Path::to_owned));
+        sandbox.port = Some(port);
+        Ok(sandbox)
+    }
+
+    /// The operator's configuration of ssh.
+    pub(super) fn ssh_config(&self) -> Option<&Path> {
+        self.0.ssh_config.as_deref()
+    }
+
+    /// What runs ssh for Git.
+    pub fn for_git(&self) -> Arc<dyn Ssh> {
+        Arc::new(self.clone())
     }
 
     /// For a program of the operator's that yields a credential.
@@ -263,7 +315,7 @@ impl Sandboxes {
     }
 
     fn make(&self, profile: Profile, program: &Path) -> Result<Sandbox, NotKept> {
-        let Settings { mode, level, readable } = &*self.0;
+        let Settings { mode, level, readable, .. } = &*self.0;
         let is_needed = match mode {
             Mode::Default => profile == Profile::Git,
             Mode::Require => true,
@@ -292,12 +344,30 @@ pub struct Sandbox {
     executable: Vec<PathBuf>,
     writable: Vec<PathBuf>,
     proxy: Option<Arc<Proxy>>,
+    /// The port of loopback that may be connected to.
+    port: Option<u16>,
+    /// Memory of one process, in bytes; None: all there is.
+    memory: Option<u64>,
+    /// What it may write in all, in bytes.
+    pub(super) written: u64,
 }
 
 impl Sandbox {
     fn empty(profile: Profile, settings: &Settings) -> Self {
         let level = (settings.mode != Mode::Off).then_some(settings.level);
-        Self { profile, level, readable: Vec::new(), executable: Vec::new(), writable: Vec::new(), proxy: None }
+        let memory = (profile != Profile::Helper).then_some(settings.memory);
+        let paths = Vec::new;
+        Self {
+            profile,
+            level,
+            readable: paths(),
+            executable: paths(),
+            writable: paths(),
+            proxy: None,
+            port: None,
+            memory,
+            written: MAX_WRITTEN,
+        }
     }
 
     /// Also lets it run a program; with a script, the programs of the system that scripts call.
@@ -358,11 +428,8 @@ impl Sandbox {
                 variables.push((name.into(), url.clone().into()));
             }
             if let Ok(own) = std::env::current_exe() {
-                let command = format!(
-                    "ssh -o BatchMode=yes -o ProxyCommand={}",
-                    shell_words::quote(&format!("{} connect %h %p", shell_words::quote(&own.to_string_lossy())))
-                );
-                variables.push(("GIT_SSH_COMMAND".into(), command.into()));
+                let command = format!("{} ssh", shell_words::quote(&own.to_string_lossy()));
+                variables.extend([("GIT_SSH_COMMAND".into(), command.into()), ("GIT_SSH_VARIANT".into(), "ssh".into())]);
             }
             variables.extend([
                 // One that is there and may not be read would be fatal.
@@ -376,6 +443,13 @@ impl Sandbox {
 
     /// What a child that failed can be told of its bounds, if those may be the reason.
     pub(super) fn hint(&self, stderr: &str) -> Option<String> {
+        let memory = self.memory.filter(|_| stderr.contains("out of memory") || stderr.contains("cannot allocate memory"));
+        if let Some(memory) = memory {
+            return Some(format!("a tool may use {} MiB of memory: an operator can raise `--tool-memory`", memory >> 20));
+        }
+        if self.proxy.as_ref().is_some_and(|proxy| proxy.is_used_up()) {
+            return Some(format!("a render may fetch {} MiB", crate::egress::proxy::MAX_BYTES >> 20));
+        }
         let refused = self.proxy.as_ref().map(|proxy| proxy.refused()).unwrap_or_default();
         if let Some((host, reason)) = refused.first() {
             let hint = reason.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
@@ -390,8 +464,8 @@ impl Sandbox {
         match self.profile {
             Profile::Offline => Some("a tool reads no files outside the application's checkout, and has no network of its own".into()),
             Profile::Git => Some(
-                "a tool reads no files outside the application's checkout, and connects to what `egress` permits: never to this machine; an \
-                 operator can open a key for ssh with `--sandbox-readable`"
+                "a tool reads no files outside the application's checkout, and connects to what `egress` permits: never to this machine; keys \
+                 for ssh are those of `--ssh-config`"
                     .into(),
             ),
             Profile::Helper => None,
@@ -404,7 +478,21 @@ impl Sandbox {
     ///
     /// When the restrictions cannot be laid on, or the command cannot be started.
     pub(super) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
-        let Some(level) = self.level else { return command.spawn() };
+        let child = match self.level {
+            None => command.spawn(),
+            Some(level) => self.spawn_inside(level, command),
+        }?;
+        let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let (Some(memory), Some(pid)) = (self.memory, pid) {
+            // What it starts has them too. A process that has ended already needs none.
+            for (resource, limit) in [(Resource::Data, memory), (Resource::Fsize, LONGEST_FILE), (Resource::Core, 0)] {
+                let _ = prlimit(Some(pid), resource, Rlimit { current: Some(limit), maximum: Some(limit) });
+            }
+        }
+        Ok(child)
+    }
+
+    fn spawn_inside(&self, level: Level, command: &mut Command) -> io::Result<Child> {
         let runtime = Handle::current();
         let filters = if level.seccomp { syscalls::filters(self.profile, !self.writable.is_empty())? } else { Vec::new() };
         std::thread::scope(|scope| {
@@ -416,6 +504,21 @@ impl Sandbox {
             });
             inside.join().unwrap_or_else(|_| Err(io::Error::other("the thread broke off")))
         })
+    }
+
+    /// Waits until the child has written more than it may; for ever if it may write nowhere. Returns that bound, in bytes.
+    pub(super) async fn too_much_written(&self) -> u64 {
+        if self.writable.is_empty() || self.profile == Profile::Helper {
+            return std::future::pending().await;
+        }
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let writable = self.writable.clone();
+            let written = tokio::task::spawn_blocking(move || writable.iter().map(|dir| on_disk(dir)).sum::<u64>()).await;
+            if written.is_ok_and(|written| written > self.written) {
+                return self.written;
+            }
+        }
     }
 
     /// Lays the rules on this thread. Paths that do not exist are left out.
@@ -445,12 +548,27 @@ impl Sandbox {
                 .add_rules(path_beneath_rules(&self.readable, read))?
                 .add_rules(path_beneath_rules([Path::new("/dev/null")], null))?
                 .add_rules(path_beneath_rules(&self.writable, AccessFs::from_all(abi)))?;
-            if let Some(proxy) = self.proxy.as_ref().filter(|_| level.landlock >= 4) {
-                rules = rules.add_rule(NetPort::new(proxy.port(), AccessNet::ConnectTcp))?;
+            if let Some(port) = self.port.filter(|_| level.landlock >= 4) {
+                rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
             }
         }
         rules.restrict_self().map(drop)
     }
+}
+
+/// Bytes that the files below a directory take on disk.
+fn on_disk(dir: &Path) -> u64 {
+    let (mut waiting, mut bytes) = (vec![dir.to_owned()], 0);
+    while let Some(dir) = waiting.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    bytes
 }
 
 fn is_script(program: &Path) -> bool {

@@ -186,7 +186,7 @@ impl RegistriesConfig {
     /// As [`RegistriesConfig::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let syntax = |error: serde_yaml::Error| ConfigError::Syntax { path: path.to_owned(), reason: error.to_string() };
-        let file: raw::File = serde_yaml::from_str::<Option<raw::File>>(text).map_err(syntax)?.unwrap_or_default();
+        let file: raw::File = crate::yaml::from_str::<Option<raw::File>>(text).map_err(syntax)?.unwrap_or_default();
         let mut entries: Vec<Arc<Endpoint>> = Vec::with_capacity(file.registries.len());
         for entry in file.registries {
             let name = entry.name.clone();

@@ -1,9 +1,10 @@
 //! Charts from elsewhere: indexes and archives of chart repositories by http(s), and charts in OCI registries.
 //!
 //! Helm itself has no network. What a chart declares is fetched here, through the egress policy and within bounds, and is kept: an index for
-//! a minute, and longer where its repository is down; an archive by its digest. Follows Helm's `pkg/repo` and `pkg/registry`.
+//! a minute, and longer where its repository is down; an archive by its origin and digest. Follows Helm's `pkg/repo` and `pkg/registry`.
 
-use std::collections::BTreeMap;
+mod index;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +13,14 @@ use bytes::Bytes;
 use moka::future::Cache;
 use reqwest::Url;
 use semver::Version;
-use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 use crate::egress::fetch::{FetchError, Fetcher};
 use crate::failure::{chain, masked};
 use crate::image::{Digest, ImageError, Repository, Tag, printable};
 use crate::policy::Constraint;
 use crate::registry::{Access, Client, RegistryError, TagSource};
+use index::{Entry, Index};
 
 /// Longest index, in bytes.
 const MAX_INDEX: usize = 64 << 20;
@@ -63,6 +65,9 @@ impl ChartError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Fetch(error) => error.hint(),
+            Self::Registry(RegistryError::Denied { .. }) => Some(
+                "a chart that must be fetched has to be public: the operator's credentials are for images; commit it below `charts/`".into(),
+            ),
             Self::Registry(error) => error.hint(),
             Self::NoVersion { .. } => {
                 Some("change the version in Chart.yaml, and run `helm dependency update` for Chart.lock".into())
@@ -93,17 +98,6 @@ enum Place {
     Registry(Repository, Tag),
 }
 
-/// One version of a chart in an index.
-#[derive(Clone, Debug)]
-struct Entry {
-    version: String,
-    url: String,
-    digest: Option<Digest>,
-}
-
-/// An index: charts by name, the newest version first.
-type Index = BTreeMap<String, Vec<Entry>>;
-
 #[derive(Clone, Debug)]
 struct Kept {
     index: Arc<Index>,
@@ -119,6 +113,8 @@ pub struct Charts {
     indexes: Cache<String, Kept>,
     /// Where archives are kept; None: nowhere.
     dir: Option<PathBuf>,
+    /// To read an index.
+    turn: Arc<Semaphore>,
 }
 
 impl Charts {
@@ -126,7 +122,7 @@ impl Charts {
     pub fn new(fetcher: Fetcher, registry: Client, dir: Option<PathBuf>) -> Self {
         let weigher = |_: &String, kept: &Kept| kept.bytes;
         let indexes = Cache::builder().max_capacity(MAX_INDEXES).weigher(weigher).time_to_live(STALE).build();
-        Self { fetcher, registry, indexes, dir }
+        Self { fetcher, registry, indexes, dir, turn: Arc::new(Semaphore::new(1)) }
     }
 
     /// A file at an address, of at most so many bytes.
@@ -192,7 +188,7 @@ impl Charts {
         if lenient(version).is_some() {
             return Ok(in_registry(&repository, version)?);
         }
-        let listing = self.registry.tags(&repository, &Access::operator()).await?;
+        let listing = self.registry.tags(&repository, &Access::anonymous()).await?;
         let versions = listing.tags.iter().filter_map(|listed| Version::parse(&listed.tag.as_str().replace('_', "+")).ok());
         let mut versions: Vec<Version> = versions.collect();
         versions.sort_by(|a, b| b.cmp_precedence(a));
@@ -216,20 +212,21 @@ impl Charts {
         match &found.place {
             Place::Registry(repository, tag) => {
                 let blob = self.registry.chart(repository, tag, MAX_ARCHIVE).await?;
-                if let Some(kept) = self.kept(&blob.digest) {
+                let origin = repository.to_string();
+                if let Some(kept) = self.kept(&origin, &blob.digest) {
                     return Ok(kept);
                 }
                 let bytes = self.registry.blob(repository, &blob, MAX_ARCHIVE).await?;
-                self.keep(&blob.digest, &bytes);
+                self.keep(&origin, &blob.digest, &bytes);
                 Ok(bytes)
             }
             Place::Url { url, digest } => {
-                if let Some(kept) = digest.as_ref().and_then(|digest| self.kept(digest)) {
+                if let Some(kept) = digest.as_ref().and_then(|digest| self.kept(url, digest)) {
                     return Ok(kept);
                 }
                 let bytes = self.fetcher.get(url, MAX_ARCHIVE, WITHIN).await?;
                 match digest {
-                    Some(digest) if Digest::of(&bytes) == *digest => self.keep(digest, &bytes),
+                    Some(digest) if Digest::of(&bytes) == *digest => self.keep(url, digest, &bytes),
                     // Helm does not look at it either, unless it is told to verify.
                     Some(_) => tracing::warn!(url = masked(url), "a chart is not what the digest in its index says"),
                     None => {}
@@ -248,8 +245,10 @@ impl Charts {
         match self.fetcher.get(&url, MAX_INDEX, WITHIN).await {
             Ok(bytes) => {
                 let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                // One at a time: a long one takes a processor for seconds.
+                let _turn = self.turn.acquire().await;
                 let read =
-                    tokio::task::spawn_blocking(move || read_index(&bytes)).await.unwrap_or_else(|error| Err(error.to_string()));
+                    tokio::task::spawn_blocking(move || index::read(&bytes)).await.unwrap_or_else(|error| Err(error.to_string()));
                 let index = read.map_err(|reason| ChartError::Index { repository: masked(repository), reason })?;
                 let kept = Kept { index: Arc::new(index), bytes: length, read: tokio::time::Instant::now() };
                 self.indexes.insert(repository.to_owned(), kept.clone()).await;
@@ -266,15 +265,15 @@ impl Charts {
         }
     }
 
-    fn kept(&self, digest: &Digest) -> Option<Bytes> {
-        let bytes = std::fs::read(self.place(digest)?).ok()?;
+    fn kept(&self, origin: &str, digest: &Digest) -> Option<Bytes> {
+        let bytes = std::fs::read(self.place(origin, digest)?).ok()?;
         // What stands on disk may be damaged.
         (Digest::of(&bytes) == *digest).then(|| bytes.into())
     }
 
     /// Keeps an archive, as well as that can be done.
-    fn keep(&self, digest: &Digest, bytes: &[u8]) {
-        let (Some(dir), Some(place)) = (&self.dir, self.place(digest)) else { return };
+    fn keep(&self, origin: &str, digest: &Digest, bytes: &[u8]) {
+        let (Some(dir), Some(place)) = (&self.dir, self.place(origin, digest)) else { return };
         let kept = std::fs::create_dir_all(dir).and_then(|()| {
             let mut file = tempfile::NamedTempFile::new_in(dir)?;
             std::io::Write::write_all(&mut file, bytes)?;
@@ -286,8 +285,11 @@ impl Charts {
         }
     }
 
-    fn place(&self, digest: &Digest) -> Option<PathBuf> {
-        Some(self.dir.as_ref()?.join(format!("{}.tgz", digest.as_str().trim_start_matches("sha256:"))))
+    /// The file of an archive. It is found again only by who could fetch it: an address holds its credential, and who knows nothing but a
+    /// digest gets nothing.
+    fn place(&self, origin: &str, digest: &Digest) -> Option<PathBuf> {
+        let name = Digest::of(format!("{origin}\0{digest}").as_bytes());
+        Some(self.dir.as_ref()?.join(format!("{}.tgz", name.as_str().trim_start_matches("sha256:"))))
     }
 }
 
@@ -346,78 +348,9 @@ fn is_same(a: &str, b: &str) -> bool {
     }
 }
 
-#[derive(Deserialize)]
-struct IndexFile {
-    #[serde(rename = "apiVersion", default)]
-    api_version: String,
-    #[serde(default)]
-    entries: BTreeMap<String, Option<Vec<Option<RawEntry>>>>,
-}
-
-#[derive(Deserialize)]
-struct RawEntry {
-    #[serde(default)]
-    version: serde_yaml::Value,
-    #[serde(default)]
-    urls: Option<Vec<String>>,
-    #[serde(default)]
-    digest: Option<String>,
-}
-
-fn read_index(bytes: &[u8]) -> Result<Index, String> {
-    let text = std::str::from_utf8(bytes).map_err(|error| error.to_string())?;
-    // Many indexes are JSON, which is read ten times as fast.
-    let file: IndexFile = match text.trim_start().starts_with('{') {
-        true => serde_json::from_str(text).map_err(|error| error.to_string())?,
-        false => serde_yaml::from_str(text).map_err(|error| error.to_string())?,
-    };
-    if file.api_version.is_empty() {
-        return Err("it has no `apiVersion`".to_owned());
-    }
-    let entry = |raw: RawEntry| {
-        let digest = raw.digest.map(|text| if text.contains(':') { text } else { format!("sha256:{text}") });
-        Some(Entry {
-            version: raw.version.as_str()?.to_owned(),
-            url: raw.urls?.into_iter().next()?,
-            digest: digest.and_then(|text| text.parse().ok()),
-        })
-    };
-    let entries = file.entries.into_iter().map(|(name, raw)| {
-        let mut entries: Vec<Entry> = raw.into_iter().flatten().flatten().filter_map(entry).collect();
-        // What is no version comes last.
-        entries.sort_by(|a, b| match (lenient(&a.version), lenient(&b.version)) {
-            (Some(a), Some(b)) => b.cmp_precedence(&a),
-            (a, b) => b.is_some().cmp(&a.is_some()),
-        });
-        (name, entries)
-    });
-    Ok(entries.collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_index_is_sorted_and_what_cannot_be_fetched_left_out() {
-        let text = "apiVersion: v1
-entries:
-  web:
-  - {version: 1.2.0, urls: [web-1.2.0.tgz], digest: abc}
-  - {version: 1.10.0, urls: ['https://other.example/web-1.10.0.tgz'], digest: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}
-  - {version: 2.0.0}
-  - {version: latest, urls: [x]}
-  -
-  none: null
-";
-        let index = read_index(text.as_bytes()).expect("an index");
-        let versions: Vec<&str> = index["web"].iter().map(|entry| entry.version.as_str()).collect();
-        assert_eq!(versions, ["1.10.0", "1.2.0", "latest"]);
-        assert!(index["web"][0].digest.is_some() && index["web"][1].digest.is_none());
-        let json = r#"{"apiVersion": "v1", "entries": {"web": [{"version": "1.0.0", "urls": ["a"]}]}}"#;
-        assert_eq!(read_index(json.as_bytes()).expect("an index")["web"][0].url, "a");
-        assert!(read_index(b"entries: {}").is_err() && read_index(b"\xff").is_err() && read_index(b"a: [").is_err());
-    }
 
     #[test]
     fn addresses_count_from_the_repository() {

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::GlobMatcher;
 
-use super::{Data, RenderError, Source, Tools};
+use super::{Data, RenderError, Source, Tools, glob};
 use crate::application::Application;
 use crate::manifest;
 use crate::workspace::{ANY_DEPTH, Checkout, WorkspaceError, shown};
@@ -185,9 +185,7 @@ fn decode(bytes: &[u8]) -> Option<String> {
 
 /// A glob in which `*` crosses directories, as in the library that Argo CD uses for these two.
 fn matcher(parameter: &str, pattern: &str) -> Result<GlobMatcher, RenderError> {
-    let glob = GlobBuilder::new(pattern).literal_separator(false).build();
-    let glob = glob.map_err(|error| RenderError::invalid(format!("parameter `{parameter}` is not a pattern: {error}")))?;
-    Ok(glob.compile_matcher())
+    glob(pattern, false).map_err(|reason| RenderError::invalid(format!("parameter `{parameter}` is not a pattern: {reason}")))
 }
 
 #[cfg(test)]
@@ -241,7 +239,10 @@ mod tests {
             app.parameters.directory.exclude = Some("*c.yaml".into());
         });
         assert_eq!(chosen.expect("manifests"), "kind: A\n---\nkind: B\n");
-        assert!(render(&files, |app, _| app.parameters.directory.include = Some("[".into())).is_err());
+        for pattern in ["[".to_owned(), "{a,".repeat(12_000) + &"}".repeat(12_000), "{a,".repeat(300), "*".repeat(10_000)] {
+            assert!(render(&files, |app, _| app.parameters.directory.include = Some(pattern.clone())).is_err());
+            assert!(render(&files, |app, _| app.parameters.directory.exclude = Some(pattern.clone())).is_err());
+        }
     }
 
     #[test]

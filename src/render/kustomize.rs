@@ -30,7 +30,7 @@ pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustom
 const LISTS: [&str; 6] = ["resources", "bases", "components", "generators", "transformers", "validators"];
 
 /// What Git may fetch remote bases by.
-const PROTOCOLS: &str = "https:http:ssh:git";
+const PROTOCOLS: &str = "https:http:ssh";
 
 /// Kustomizations that one application may reach.
 const MAX_REACHED: usize = 1000;
@@ -424,7 +424,9 @@ impl Plan {
     /// What `kustomize build` may do: reach a filtering proxy if there may be something to fetch, and nothing else.
     async fn sandbox(&self, tools: &Tools, root: &Path, workspace: &Workspace, writes: bool) -> Result<Sandbox, RenderError> {
         let mut sandbox = if self.fetches {
-            let proxy = Proxy::start(Arc::clone(&tools.egress)).await.map_err(|error| RenderError::Proxy(error.into()))?;
+            let proxy = Proxy::start(Arc::clone(&tools.egress), Some(tools.sandboxes.for_git()))
+                .await
+                .map_err(|error| RenderError::Proxy(error.into()))?;
             tools.sandboxes.git(&tools.kustomize, Arc::new(proxy))?
         } else {
             tools.sandboxes.offline(&tools.kustomize)?
@@ -495,12 +497,12 @@ fn add_patches(app: &Path, patches: &str) -> Result<(), RenderError> {
         what: format!("parameter `kustomize-patches` is not a YAML list of patches: {error}"),
         hint: Some("write `- {target: {kind: Deployment}, patch: …}`".into()),
     };
-    let added: Vec<serde_yaml::Value> = serde_yaml::from_str(patches).map_err(|error| wrong(&error))?;
+    let added: Vec<serde_yaml::Value> = crate::yaml::from_str(patches).map_err(|error| wrong(&error))?;
     let path = NAMES.iter().map(|name| app.join(name)).find(|path| path.is_file());
     let path = path.ok_or_else(|| RenderError::invalid("the kustomization is gone"))?;
     let io = |source: std::io::Error| WorkspaceError::Io { path: shown(&path), source: source.into() };
     let text = std::fs::read_to_string(&path).map_err(io)?;
-    let mut file: serde_yaml::Mapping = serde_yaml::from_str(&text)
+    let mut file: serde_yaml::Mapping = crate::yaml::from_str(&text)
         .map_err(|error| RenderError::invalid(format!("`{}` is not a kustomization: {error}", shown(&path))))?;
     let own = file.entry("patches".into()).or_insert_with(|| serde_yaml::Value::Sequence(Vec::new()));
     match own {

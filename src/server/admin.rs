@@ -13,7 +13,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -128,13 +128,23 @@ fn ready(socket: &Path) -> (StatusCode, &'static str) {
     if socket.exists() { (StatusCode::OK, "ok\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "the plugin socket is gone\n") }
 }
 
+/// Is the name that was asked one of this machine? Another one was bent to it by whoever owns that name.
+fn is_asked_by_loopback(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get(HOST).and_then(|host| host.to_str().ok()) else { return false };
+    let name = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once(']'))
+        .map_or_else(|| host.split_once(':').map_or(host, |(name, _)| name), |(name, _)| name);
+    name.eq_ignore_ascii_case("localhost") || name.parse().is_ok_and(|address: IpAddr| address.is_loopback())
+}
+
 /// The pins, for loopback or with the token.
 fn pins(board: &Board, token: Option<&str>, ConnectInfo(peer): ConnectInfo<SocketAddr>, headers: &HeaderMap) -> Response {
     let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
-    if peer.ip().is_loopback() || is_token(header, token) {
+    if (peer.ip().is_loopback() && is_asked_by_loopback(headers)) || is_token(header, token) {
         ([(CONTENT_TYPE, "application/json")], board.json()).into_response()
     } else {
-        (StatusCode::UNAUTHORIZED, "a token is needed: set PINION_API_TOKEN and send it as `Authorization: Bearer`\n")
+        (StatusCode::UNAUTHORIZED, "from elsewhere than localhost, and by another name, a token is needed: set PINION_API_TOKEN and send it as `Authorization: Bearer`\n")
             .into_response()
     }
 }
@@ -142,6 +152,18 @@ fn pins(board: &Board, token: Option<&str>, ConnectInfo(peer): ConnectInfo<Socke
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_this_machine_are_known() {
+        let by = |host: &str| is_asked_by_loopback(&HeaderMap::from_iter([(HOST, host.parse().expect("a header"))]));
+        assert!(["localhost", "LOCALHOST:8080", "127.0.0.1:1", "127.1.2.3", "[::1]:80", "[::1]"].into_iter().all(by));
+        assert!(
+            !["evil.example", "evil.example:8080", "10.0.0.1", "localhost.evil.example", "[::2]:1", "", "::1"]
+                .into_iter()
+                .any(by)
+        );
+        assert!(!is_asked_by_loopback(&HeaderMap::new()));
+    }
 
     #[tokio::test]
     async fn one_connection_more_closes_the_oldest_of_its_address() {

@@ -152,7 +152,7 @@ impl Plugin {
     ///
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let value: Value = serde_yaml::from_str(text).map_err(|error| error.to_string())?;
+        let value: Value = crate::yaml::from_str(text).map_err(|error| error.to_string())?;
         let file: File = serde_json::from_value(folded(value, 0)).map_err(|error| error.to_string())?;
         let Spec { version, generate, discover, parameters, preservefilemode, providegitcreds } = file.spec;
         if file.metadata.name.is_empty() {

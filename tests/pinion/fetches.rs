@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 
 use crate::peers::peer::{Guard, Kind, Peer};
 use crate::support::driver::{Driver, tool};
-use crate::support::registry::FakeRegistry;
+use crate::support::registry::{Auth, FakeRegistry};
 use crate::tree::{copy, needs, write};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");
@@ -67,7 +67,7 @@ impl Files {
 
     /// A driver that may connect here.
     fn driver(&self, registry: &FakeRegistry) -> Driver {
-        let hosts = format!("localhost:{0},127.0.0.1:{0}", self.port);
+        let hosts = format!("localhost:{}", self.port);
         Driver::new(PROGRAM, registry).env("PINION_EGRESS_HOSTS", hosts).env("PINION_EGRESS_CIDRS", "127.0.0.1")
     }
 }
@@ -331,6 +331,89 @@ async fn what_was_fetched_is_kept_and_outlives_its_repository() {
     assert!(refused.contains(&expected), "{refused}");
 }
 
+/// An archive that one application could fetch is not had by another that only knows its digest.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_is_for_those_who_could_fetch_it() {
+    if !needs("helm") {
+        return;
+    }
+    let (files, registry) = (Files::start().await, FakeRegistry::start().await);
+    let place = tempfile::tempdir().expect("a directory");
+    let home = place.path().join("home");
+    let private = files.path().join("private");
+    packed(&private, &home);
+    helm(&private, &home, &["repo", "index", "."]);
+    let index = fs::read_to_string(private.join("index.yaml")).expect("an index");
+    write(files.path(), &[("thief/index.yaml", &index.replace("- lib-", "- nothing-"))]);
+    let app = |name: &str| {
+        let directory = place.path().join(name);
+        let repository = format!("{}/{name}", files.url());
+        let chart = format!(
+            "apiVersion: v2\nname: web\nversion: 0.1.0\ndependencies: [{{name: lib, version: ^1, repository: '{repository}'}}]\n"
+        );
+        write(&directory, &[("Chart.yaml", &chart)]);
+        directory
+    };
+    let driver = files.driver(&registry).within(app("private"));
+    tokio::task::block_in_place(|| driver.run(["generate"])).ok();
+    let driver = driver.within(app("thief"));
+    let refused = tokio::task::block_in_place(|| driver.run(["generate"])).err();
+    assert!(refused.contains("thief/nothing-1.10.0.tgz` answered 404"), "{refused}");
+}
+
+/// The operator's credentials are for images: with them any application could read any private chart.
+#[tokio::test(flavor = "multi_thread")]
+async fn charts_in_registries_are_asked_for_without_the_operators_credential() {
+    let registry = FakeRegistry::start().await;
+    registry.auth(Auth::basic("operator", "s3cret"));
+    registry.tags("charts/lib", ["1.0.0"]);
+    let place = tempfile::tempdir().expect("a directory");
+    let conf = format!(
+        "registries: [{{name: own, prefix: {0}, api_url: 'http://{0}', insecure: true, credentials: 'env:OPERATOR'}}]\n",
+        registry.host()
+    );
+    for version in ["^1", "1.0.0"] {
+        let chart = format!(
+            "apiVersion: v2\nname: web\nversion: 0.1.0\ndependencies: [{{name: lib, version: {version}, repository: 'oci://{}/charts'}}]\n",
+            registry.host()
+        );
+        write(place.path(), &[("app/Chart.yaml", &chart), ("registries.conf", &conf)]);
+        let conf = place.path().join("registries.conf").display().to_string();
+        let driver = Driver::new(PROGRAM, &registry).within(place.path().join("app"));
+        let driver = driver.env("PINION_REGISTRIES_CONF", conf).env("OPERATOR", "operator:s3cret");
+        let refused = tokio::task::block_in_place(|| driver.run(["generate"])).err();
+        assert!(refused.contains("a chart that must be fetched has to be public"), "{refused}");
+    }
+    let requests = registry.requests();
+    assert!(!requests.is_empty() && requests.iter().all(|request| request.authorization.is_none()), "{requests:?}");
+}
+
+/// What a server sends without an end.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_tool_fetches_is_bounded() {
+    if !needs("kustomize") {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n").await;
+                while stream.write_all(&[b'#'; 1 << 16]).await.is_ok() {}
+            });
+        }
+    });
+    let registry = FakeRegistry::start().await;
+    let place = tempfile::tempdir().expect("a directory");
+    write(place.path(), &[("kustomization.yaml", &format!("resources: ['http://{NAME}:{port}/endless.yaml']\n"))]);
+    let driver = Driver::new(PROGRAM, &registry).within(place.path()).env("PINION_EGRESS_HOSTS", format!("localhost:{port}"));
+    let refused = tokio::task::block_in_place(|| driver.run(["generate"])).err();
+    let is_bounded =
+        ["a render may fetch 512 MiB", "an operator can raise `--tool-memory`"].iter().any(|hint| refused.contains(hint));
+    assert!(is_bounded && !refused.contains("goroutine"), "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_fetches_nothing_and_runs_no_tool() {
     let (files, registry) = (Files::start().await, FakeRegistry::start().await);
@@ -442,6 +525,121 @@ async fn bases_and_resources_are_fetched_through_the_proxy() {
     assert_eq!(files.asked(""), before);
 }
 
+/// An ssh server of this user with one key, which runs until this is dropped.
+struct SshServer {
+    dir: tempfile::TempDir,
+    port: u16,
+    child: std::process::Child,
+}
+
+impl Drop for SshServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl SshServer {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        for name in ["host", "key"] {
+            let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &at(name)]).status();
+            assert!(made.expect("ssh-keygen is there").success());
+        }
+        fs::copy(at("key.pub"), at("authorized")).expect("copied");
+        // Where sshd of root keeps its children.
+        let _ = fs::create_dir_all("/run/sshd");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
+        let config = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nUsePAM no\nPidFile none\nPermitRootLogin yes\n",
+            at("host"),
+            at("authorized")
+        );
+        let host = fs::read_to_string(at("host.pub")).expect("a key");
+        let client = format!("Host *\n  IdentityFile {}\n  UserKnownHostsFile {}\n", at("key"), at("known_hosts"));
+        write(
+            dir.path(),
+            &[("sshd_config", &config), ("known_hosts", &format!("[localhost]:{port} {host}")), ("config", &client)],
+        );
+        let child = Command::new("/usr/sbin/sshd").args(["-D", "-e", "-f", &at("sshd_config")]).stderr(Stdio::null()).spawn();
+        let server = Self { port, child: child.expect("sshd starts"), dir };
+        for _ in 0..3000 {
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return server;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("sshd does not listen");
+    }
+}
+
+/// Git by ssh: with the operator's key, which no tool reads, and for nothing but fetching.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_is_fetched_by_ssh_with_a_key_that_tools_cannot_read() {
+    if !needs("kustomize") || !needs("sshd") {
+        return;
+    }
+    let (server, registry, work) = (SshServer::start(), FakeRegistry::start().await, tempfile::tempdir().expect("a directory"));
+    let key = server.dir.path().join("key").display().to_string();
+    write(
+        work.path(),
+        &[
+            ("base/kustomization.yaml", "resources: [pod.yaml]\nconfigMapGenerator: [{name: c, files: [link]}]\n"),
+            ("base/pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: fetched}\n"),
+            ("plain/kustomization.yaml", "resources: [pod.yaml]\n"),
+            ("plain/pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: fetched}\n"),
+        ],
+    );
+    std::os::unix::fs::symlink(&key, work.path().join("base/link")).expect("linked");
+    let git = |arguments: &[&str]| {
+        let done = Command::new("git").args(arguments).current_dir(work.path()).env("GIT_CONFIG_GLOBAL", "/dev/null").status();
+        assert!(done.expect("git is there").success(), "git {arguments:?}");
+    };
+    git(&["init", "--quiet", "--initial-branch", "main"]);
+    git(&["add", "."]);
+    git(&["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", "base"]);
+    git(&["clone", "--quiet", "--bare", ".", "bare.git"]);
+    let place = tempfile::tempdir().expect("a directory");
+    let user = String::from_utf8(Command::new("id").arg("-un").output().expect("id is there").stdout).expect("text");
+    let at = format!("ssh://{}@localhost:{}{}/bare.git", user.trim(), server.port, work.path().display());
+    let with = |options: &str, hosts: &str| {
+        Driver::new(PROGRAM, &registry)
+            .within(place.path())
+            .env("PINION_EGRESS_HOSTS", hosts)
+            .env("PINION_SSH_CONFIG", server.dir.path().join("config").display().to_string())
+            .env("PINION_KUSTOMIZE_BUILD_OPTIONS", options)
+    };
+    let host = format!("localhost:{}", server.port);
+    let driver = with("", &host);
+    let run = |driver: &Driver, resource: &str| {
+        write(place.path(), &[("kustomization.yaml", &format!("resources: [\"{resource}\"]\n"))]);
+        tokio::task::block_in_place(|| driver.run(["generate"]))
+    };
+    let fetched = run(&driver, &format!("{at}//plain?ref=main")).ok();
+    assert!(fetched.contains("name: fetched"), "{fetched}");
+    let witness = work.path().join("witness");
+    let option = format!("--upload-pack=touch {}", witness.display());
+    let refused = run(&driver, &format!("{at}//plain?ref={option}")).err();
+    assert!(refused.contains("ssh is for Git's fetching alone"), "{refused}");
+    // Go's parser of addresses drops the query with this one.
+    run(&driver, &format!("{at}//plain?ref={option};git-upload-pack"));
+    assert!(!witness.exists(), "a command of the tenant's was run by ssh");
+    // Whatever the operator permits Kustomize to read.
+    let key_text = fs::read_to_string(&key).expect("a key");
+    let secret = key_text.lines().nth(1).expect("a line").to_owned();
+    for options in ["", "--load-restrictor LoadRestrictionsNone", "--enable-helm --enable-exec --enable-alpha-plugins"] {
+        let ran = run(&with(options, &host), &format!("{at}//base?ref=main"));
+        assert!(ran.status != 0 && !ran.stderr.contains(&secret) && !ran.stdout.contains(&secret), "{}", ran.stderr);
+    }
+    write(place.path(), &[("kustomization.yaml", &format!("configMapGenerator: [{{name: c, files: ['{key}']}}]\n"))]);
+    let unrestricted = with("--load-restrictor LoadRestrictionsNone", &host);
+    let ran = tokio::task::block_in_place(|| unrestricted.run(["generate"]));
+    assert!(ran.status != 0 && !ran.stdout.contains(&secret), "{}", ran.stdout);
+    let elsewhere = run(&with("", "example.com"), &format!("{at}//plain?ref=main")).err();
+    assert!(elsewhere.contains("may not be connected to"), "{elsewhere}");
+}
+
 /// What ssh of Git is given as `ProxyCommand`.
 #[tokio::test(flavor = "multi_thread")]
 async fn connect_joins_its_streams_with_a_host_through_the_proxy() {
@@ -458,7 +656,7 @@ async fn connect_joins_its_streams_with_a_host_through_the_proxy() {
     });
     let registry = FakeRegistry::start().await;
     let policy = Policy { cidrs: vec!["127.0.0.1".parse().expect("a range")], ..Policy::default() };
-    let proxy = Proxy::start(Arc::new(policy)).await.expect("a proxy");
+    let proxy = Proxy::start(Arc::new(policy), None).await.expect("a proxy");
     let driver = Driver::new(PROGRAM, &registry).env("PINION_PROXY", proxy.url()).input("hello");
     let run =
         |driver: &Driver, host: &str, port: u16| tokio::task::block_in_place(|| driver.run(["connect", host, &port.to_string()]));

@@ -361,6 +361,45 @@ async fn the_admin_port_tells_health_and_numbers() {
     assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));
 }
 
+/// Each of these kept a processor for hours, took all memory, or ended the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_that_are_made_to_exhaust_the_server_are_refused() {
+    if !crate::tree::needs("helm-worker") {
+        return;
+    }
+    let fixture = Fixture::new().await;
+    let serving = fixture.serve(&[]);
+    let deep = |open: &str, close: &str, count: usize| open.repeat(count) + &close.repeat(count);
+    let rules = format!("x: {}", deep("[", "]", 2_000_000));
+    let lock = ("ARGOCD_APP_PARAMETERS".to_owned(), r#"[{"name": "mode", "string": "locked"}]"#.to_owned());
+    let pattern = deep("{a,", "}", 12_000);
+    let pattern = ("ARGOCD_APP_PARAMETERS".to_owned(), format!(r#"[{{"name": "directory-include", "string": "{pattern}"}}]"#));
+    let mut aliases = "a0: &a0 {x: 1, y: 2}\n".to_owned();
+    for number in 1..30 {
+        aliases += &format!("a{number}: &a{number} {{x: *a{0}, y: *a{0}}}\n", number - 1);
+    }
+    aliases += "image: {repository: ghcr.io/acme/web, tag: $(pin ~1)}\n";
+    let chart = "apiVersion: v2\nname: web\nversion: 0.1.0\n";
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\n";
+    let heavy = "a: {{ repeat 3000000000 \"a\" | len }}\n";
+    for (files, more, wanted) in [
+        (&[(".pinion.yaml", rules.as_str()), ("pod.yaml", pod)][..], None, ".pinion.yaml"),
+        (&[(".pinion-lock-web.yaml", rules.as_str()), ("pod.yaml", pod)], Some(lock), ".pinion-lock-web.yaml"),
+        (&[("pod.yaml", pod)], Some(pattern), "parameter `directory-include` is not a pattern"),
+        (&[("Chart.yaml", chart), ("values.yaml", &aliases)], None, "the merged values hold more than"),
+        (&[("Chart.yaml", chart), ("templates/a.yaml", heavy)], None, "an operator can raise `--tool-memory`"),
+    ] {
+        let place = tempfile::tempdir().expect("a directory");
+        crate::tree::write(place.path(), files);
+        let mut variables = vec![("ARGOCD_APP_NAME".to_owned(), "web".to_owned())];
+        variables.extend(more);
+        let request = messages(&archive(place.path()), ".", &variables, 1 << 20);
+        let refused = generate(&serving, request).await.expect_err(wanted);
+        assert!(refused.message().contains(wanted), "{wanted}: {}", refused.message());
+    }
+    generate(&serving, fixture.messages(1024)).await.expect("the others are served");
+}
+
 /// Runs as process 1 of a namespace, where an orphan of Helm's is ours to reap.
 #[tokio::test(flavor = "multi_thread")]
 async fn as_process_one_orphans_are_reaped_and_signals_passed_on() {

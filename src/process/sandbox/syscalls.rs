@@ -162,6 +162,11 @@ fn denied(profile: Profile, writes: bool) -> Result<Calls, seccompiler::BackendE
     if !writes && profile == Profile::Offline {
         calls.extend(METADATA.into_iter().chain(OLD_METADATA).map(|call| (call, Vec::new())));
     }
+    if profile != Profile::Helper {
+        // A child's group is how it is ended with all that it started. It makes its own after this filter was laid on.
+        calls.insert(libc::SYS_setsid, Vec::new());
+        calls.insert(libc::SYS_setpgid, vec![rule(vec![is_not(0, 0)])?, rule(vec![is_not(1, 0)])?]);
+    }
     match profile {
         Profile::Offline => {
             for call in [libc::SYS_socket, libc::SYS_socketpair, libc::SYS_connect, libc::SYS_bind] {

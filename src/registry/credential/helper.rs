@@ -49,6 +49,7 @@ impl Helpers {
                 ProcessError::TooLong { .. } => format!("the program printed more than {} KiB", OUTPUT >> 10),
                 ProcessError::Read { source, .. } => format!("the program's output could not be read: {source}"),
                 ProcessError::Failed { status, .. } => format!("the program failed: {status}"),
+                ProcessError::Disk { limit, .. } => format!("the program wrote more than {} MiB", limit >> 20),
             })
         })?;
         Ok((status, stdout))

@@ -42,7 +42,11 @@ pub(super) fn find(
         }
         if let Some((scheme, _)) = name.split_once("://") {
             if !tools.value_file_schemes.iter().any(|allowed| allowed == scheme) {
-                let hint = format!("the operator permits schemes with `--value-file-schemes {}`", printable(scheme));
+                let hint = if ["https", "http"].contains(&scheme) {
+                    format!("the operator permits schemes with `--value-file-schemes {scheme}`")
+                } else {
+                    "only `https` and `http` can be permitted, written like that: keep the file in the repository".to_owned()
+                };
                 return Err(RenderError::Invalid {
                     what: what(" is fetched from elsewhere, which is not permitted"),
                     hint: Some(hint),
@@ -102,11 +106,8 @@ fn glob(checkout: &Checkout, pattern: &str) -> Result<Vec<PathBuf>, RenderError>
             _ => {}
         }
     }
-    let matcher = globset::GlobBuilder::new(&parts.join("/"))
-        .literal_separator(true)
-        .build()
+    let matcher = crate::render::glob(&parts.join("/"), true)
         .map_err(|error| RenderError::invalid(format!("value file `{}` is not a pattern: {error}", printable(pattern))))?;
-    let matcher = matcher.compile_matcher();
     let fixed: PathBuf = parts.iter().take_while(|part| !is_glob(part)).collect();
     let mut found = Vec::new();
     let start = match checkout.find(Path::new(""), &fixed.to_string_lossy()) {
