@@ -35,7 +35,7 @@ use crate::resolve::{Question, Resolver};
 use crate::rules::{Reader, Rules, Target};
 use crate::workspace::{Checkout, WorkspaceError, shown};
 use answers::{Answering, misunderstood, substitute};
-use asks::{Ask, Text, asks, rule_asks, scan_all};
+use asks::{Ask, Images, Text, asks, rule_asks, scan_all};
 use clock::Clock;
 use known::Known;
 use verify::{is_empty, unescape_all, verify};
@@ -104,6 +104,8 @@ pub async fn generate<S: TagSource + 'static>(
         Err(error) => return Err(with(failures, render_failure(&error))),
     };
     failures.extend(rules.iter().flat_map(|rules| misplaced(rules, plan.tool())));
+    let places = rules.as_ref().map(Answering::<S>::places).unwrap_or_default();
+    plan.probe(&places.of(plan.tool()), tools).await;
     let Inputs { scans, mut asks, failures: found } = Inputs::read(&plan, rules.as_ref());
     failures.extend(found);
     asks.extend(rules.iter().flat_map(rule_asks));
@@ -172,7 +174,8 @@ impl<'p> Inputs<'p> {
         let texts = Text::of(plan);
         let (scans, mut failures) = scan_all(&texts);
         let asks = match plan.images(&scans) {
-            Ok(inferred) => {
+            Ok(beside) => {
+                let inferred = Images { beside, renamed: plan.renamed(&scans) };
                 let (asks, misunderstood) = asks(rules, &texts, &scans, &inferred);
                 failures.extend(misunderstood);
                 asks

@@ -304,6 +304,21 @@ impl Plan {
         }
     }
 
+    /// Placeholders before which another image stands once the tool has run than in the text: the one that is meant.
+    pub fn renamed(&self, scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Repository> {
+        match self {
+            Self::Kustomize(plan) => plan.renamed(scans),
+            Self::Helm(_) | Self::Directory(_) => BTreeMap::new(),
+        }
+    }
+
+    /// Finds out what becomes of placeholders, where only the tool can tell. `targets` are those of the rules, with any tag.
+    pub async fn probe(&mut self, targets: &Targets, tools: &Tools) {
+        if let Self::Kustomize(plan) = self {
+            plan.probe(targets, tools).await;
+        }
+    }
+
     /// Runs the tool. `changed` holds the substituted texts, by their place in [`Plan::data`].
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::asks::{Ask, Text, Wants, asks, placeholder_failure, too_many};
+use super::asks::{Ask, Images, Text, Wants, asks, placeholder_failure, too_many};
 use super::known::Known;
 use crate::application::Application;
 use crate::failure::{Failure, Failures};
@@ -202,6 +202,17 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
         self.rules.map_or(&[], |rules| &rules.rules)
     }
 
+    /// What rules with targets will give to the tool, with any tag.
+    pub(super) fn places(rules: &Rules) -> Targets {
+        let mut targets = Targets::default();
+        for rule in &rules.rules {
+            if let Target::Kustomize(target) = &rule.target {
+                targets.kustomize.push(format!("{target}={}:0", rule.repository.text()));
+            }
+        }
+        targets
+    }
+
     /// What rules with targets give to the tool.
     pub(super) fn targets(&self, answers: &Answers) -> Targets {
         let mut targets = Targets::default();
@@ -290,7 +301,8 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
             .zip(&origins)
             .map(|(document, origin)| Text { name: RENDERED, origin, text: &rendered[document.range.clone()], is_raw: false })
             .collect();
-        let (asks, misunderstood) = asks(self.rules, &texts, &scans, &beside_each(&scans));
+        let (asks, misunderstood) =
+            asks(self.rules, &texts, &scans, &Images { beside: beside_each(&scans), ..Images::default() });
         failures.extend(misunderstood);
         Rendered { documents, scans, asks, failures }
     }

@@ -91,12 +91,21 @@ pub(super) enum Wants {
     Rule(usize),
 }
 
-/// The image that stands beside each placeholder.
-pub(super) type Images = BTreeMap<Site, Result<Repository, ImageNotFound>>;
+/// What stands around placeholders.
+#[derive(Default)]
+pub(super) struct Images {
+    /// The image beside each.
+    pub beside: BTreeMap<Site, Result<Repository, ImageNotFound>>,
+    /// The image that the tool puts before some.
+    pub renamed: BTreeMap<Site, Repository>,
+}
 
 /// The image before the placeholder, else the one that stands beside it, which is a guess. None where the placeholder is overridden.
 fn infer(inferred: &Images, site: Site, placeholder: &Placeholder) -> Option<Result<(Repository, bool), ImageNotFound>> {
-    let beside = inferred.get(&site)?;
+    let beside = inferred.beside.get(&site)?;
+    if let Some(image) = inferred.renamed.get(&site) {
+        return Some(Ok((image.clone(), false)));
+    }
     Some(match placeholder_image::before(&placeholder.before) {
         Ok(Some(image)) => Ok((image, false)),
         Ok(None) => beside.clone().map(|image| (image, true)),

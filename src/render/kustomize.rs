@@ -21,7 +21,7 @@ use crate::process::Child;
 use crate::process::sandbox::Sandbox;
 use crate::workspace::{Checkout, Workspace, WorkspaceError, shown};
 use crate::yaml::{Kind, Node, NodeId, Tree};
-use stand_ins::StandIns;
+use stand_ins::{StandIns, Survivors, Which, word};
 
 /// Names of a kustomization, in the order in which Kustomize looks for them.
 pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
@@ -41,8 +41,12 @@ pub struct Plan {
     checkout: Checkout,
     application: Application,
     data: Vec<Data>,
-    /// Files that kustomizations name, with legal tags in the place of placeholders.
-    resources: BTreeMap<PathBuf, String>,
+    /// Which of the data are files that kustomizations name: what those hold may be changed on its way.
+    resources: BTreeSet<usize>,
+    /// May it be?
+    changes: bool,
+    /// What is left of the placeholders in resources. None: that is not known.
+    survivors: Option<Survivors>,
     stand_ins: StandIns,
     /// Directories of all kustomizations, the application's first.
     reached: Vec<PathBuf>,
@@ -65,7 +69,9 @@ impl Plan {
             checkout: checkout.clone(),
             application: application.clone(),
             data: Vec::new(),
-            resources: BTreeMap::new(),
+            resources: BTreeSet::new(),
+            changes: false,
+            survivors: None,
             stand_ins: StandIns::default(),
             reached: Vec::new(),
             fetches: false,
@@ -78,6 +84,7 @@ impl Plan {
         let mut waiting: Vec<PathBuf> = components.into_iter().filter_map(|(_, path)| path).collect();
         waiting.push(checkout.app().to_owned());
         let mut seen = BTreeSet::new();
+        let mut resources: BTreeMap<PathBuf, String> = BTreeMap::new();
         while let Some(dir) = waiting.pop() {
             if !seen.insert(dir.clone()) {
                 continue;
@@ -100,19 +107,24 @@ impl Plan {
             let is_address = |node: &Node<'_>| matches!(&node.kind, Kind::Scalar { value, .. } if has_address(value));
             plan.fetches |= tree.nodes().any(|(_, node)| is_address(node));
             let generated = plan.generated(&dir, &tree)?;
-            plan.stand_in(&dir, &tree);
+            plan.resources_of(&dir, &tree, &mut resources);
+            plan.changes |= tree.roots.iter().any(|root| changes_images(&tree, *root));
             drop(tree);
             plan.data.push(Data { name: shown(&path), text, source: Source::InPlace(path) });
             plan.data.extend(generated);
             plan.reached.push(dir);
         }
         plan.fetches |= has_address(application.parameters.kustomize.patches.as_deref().unwrap_or_default());
-        // What a generator reads is substituted itself.
-        for Data { source, .. } in &plan.data {
-            if let Source::InPlace(path) = source {
-                plan.resources.remove(path);
+        for (path, text) in resources {
+            let source = Source::InPlace(path);
+            if plan.data.iter().all(|data| data.source != source) {
+                plan.resources.insert(plan.data.len());
+                let Source::InPlace(path) = &source else { continue };
+                plan.data.push(Data { name: shown(path), text, source });
             }
         }
+        let options = &application.parameters.kustomize;
+        plan.changes |= !options.images.is_empty() || options.patches.is_some() || !options.components.is_empty();
         // Without load restrictions, a file that a kustomization names by another file may stand anywhere.
         plan.is_local &= !plan.fetches && !is_unrestricted(tools);
         Ok(plan)
@@ -132,23 +144,40 @@ impl Plan {
         !self.is_local || self.reached.iter().any(|dir| any_placeholder(&self.checkout, dir, is_data))
     }
 
-    /// Puts legal tags into the files with placeholders that a kustomization names: resources, patches. Kustomize refuses itself what
-    /// cannot be read.
-    fn stand_in(&mut self, dir: &Path, tree: &Tree<'_>) {
+    /// Files with placeholders that a kustomization names, whatever for: resources, patches. Kustomize refuses itself what cannot be read.
+    fn resources_of(&self, dir: &Path, tree: &Tree<'_>, found: &mut BTreeMap<PathBuf, String>) {
         for (_, node) in tree.nodes() {
             let Kind::Scalar { value, .. } = &node.kind else { continue };
             if value.is_empty() || value.contains('\n') || Path::new(&**value).is_absolute() {
                 continue;
             }
             let Ok(path) = self.checkout.find(dir, value) else { continue };
-            let own = dir.join(&**value);
-            if self.resources.contains_key(&own) || !self.checkout.root().join(&path).is_file() {
+            if found.contains_key(&path) || !self.checkout.root().join(&path).is_file() {
                 continue;
             }
-            let text = self.checkout.read(&path).ok().filter(|text| is_mentioned(text));
-            if let Some(text) = text.and_then(|text| self.stand_ins.put(&text)) {
-                self.resources.insert(own, text);
+            if let Ok(text) = self.checkout.read(&path)
+                && is_mentioned(&text)
+            {
+                found.insert(path, text);
             }
+        }
+    }
+
+    /// Finds out what is left of the placeholders in resources, where Kustomize may change them, by a build without tags. `targets` are
+    /// what rules will replace, as for [`Targets::kustomize`], with any tag.
+    pub(super) async fn probe(&mut self, targets: &Targets, tools: &Tools) {
+        self.changes |= !targets.kustomize.is_empty();
+        // What has to be fetched would be fetched twice.
+        if self.resources.is_empty() || !self.changes || self.fetches {
+            return;
+        }
+        let mut changed = BTreeMap::new();
+        for (place, data) in self.data.iter().enumerate() {
+            changed.extend(self.stand_ins.put(&data.text, Which::All).map(|text| (place, text)));
+        }
+        // If it fails, so does the render, which says why.
+        if let Ok(built) = self.build(&changed, targets, tools).await {
+            self.survivors = Some(self.stand_ins.survivors(&built));
         }
     }
 
@@ -229,12 +258,43 @@ impl Plan {
         let mut found = BTreeMap::new();
         for (data, scan) in scans.iter().enumerate() {
             let Some(scan) = scan else { continue };
+            let is_resource = self.resources.contains(&data);
             let parents = scan.tree.parents();
             let images: BTreeSet<NodeId> = scan.tree.roots.iter().filter_map(|root| scan.tree.get(*root, "images")).collect();
             for (index, placeholder) in scan.placeholders.iter().enumerate() {
                 let entry = parents[placeholder.scalar].and_then(|mapping| parents[mapping]);
                 let keys = if entry.is_some_and(|list| images.contains(&list)) { Siblings::Kustomize } else { Siblings::Values };
-                found.insert((data, index), beside(&scan.tree, &parents, placeholder.scalar, keys));
+                let here = || beside(&scan.tree, &parents, placeholder.scalar, keys);
+                let image = match &self.survivors {
+                    _ if !is_resource => here(),
+                    // Not asked before what becomes of it is known.
+                    None if self.changes => continue,
+                    None => here(),
+                    Some(survivors) => match survivors.get(&word(placeholder)) {
+                        // Overridden.
+                        None => continue,
+                        Some(images) if images.len() > 1 => {
+                            Err(ImageNotFound::Several(images.iter().map(ToString::to_string).collect()))
+                        }
+                        Some(images) => images.first().cloned().map_or_else(here, Ok),
+                    },
+                };
+                found.insert((data, index), image);
+            }
+        }
+        found
+    }
+
+    /// See [`super::Plan::renamed`].
+    pub fn renamed(&self, scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Repository> {
+        let Some(survivors) = &self.survivors else { return BTreeMap::new() };
+        let mut found = BTreeMap::new();
+        for data in &self.resources {
+            for (index, placeholder) in scans[*data].iter().flat_map(|scan| scan.placeholders.iter().enumerate()) {
+                let images = survivors.get(&word(placeholder));
+                if let Some(image) = images.filter(|images| images.len() == 1).and_then(BTreeSet::first) {
+                    found.insert((*data, index), image.clone());
+                }
             }
         }
         found
@@ -251,6 +311,33 @@ impl Plan {
         targets: &Targets,
         tools: &Tools,
     ) -> Result<String, RenderError> {
+        let mut changed = changed.clone();
+        // What is overridden must have the form of an image for that, and half a placeholder must not stay of it. What could not be
+        // asked yet comes back behind Kustomize.
+        let which = if self.survivors.is_some() { Which::All } else { Which::BehindImages };
+        for place in &self.resources {
+            let text = changed.get(place).unwrap_or(&self.data[*place].text);
+            if let Some(text) = self.stand_ins.put(text, which) {
+                changed.insert(*place, text);
+            }
+        }
+        let built = self.build(&changed, targets, tools).await?;
+        let restored = self.stand_ins.restore(built);
+        if stand_ins::is_left(&restored) {
+            let what = "a placeholder in a file of the kustomization stands in base64 where it cannot be resolved";
+            let hint = Some("name the file in the kustomization's own `configMapGenerator` or `secretGenerator`".to_owned());
+            return Err(RenderError::Invalid { what: what.to_owned(), hint });
+        }
+        Ok(restored)
+    }
+
+    /// Builds from substituted texts.
+    async fn build(
+        &mut self,
+        changed: &BTreeMap<usize, String>,
+        targets: &Targets,
+        tools: &Tools,
+    ) -> Result<String, RenderError> {
         let mut workspace = Workspace::create()?;
         let edits = self.edits(targets)?;
         let patches = &self.application.parameters.kustomize.patches;
@@ -258,8 +345,7 @@ impl Plan {
         let writes = options.iter().any(|option| option.starts_with("--enable-"));
         let reaches_further = writes || is_unrestricted(tools);
         // Kustomize unpacks charts beside the kustomization: never in the checkout, which others may be reading.
-        let is_changed = !changed.is_empty() || !self.resources.is_empty();
-        let is_copied = writes || is_changed || !edits.is_empty() || patches.is_some();
+        let is_copied = writes || !changed.is_empty() || !edits.is_empty() || patches.is_some();
         let root = if is_copied { workspace.root() } else { self.checkout.root().to_owned() };
         if reaches_further {
             self.checkout.complete()?;
@@ -282,9 +368,6 @@ impl Plan {
                 if let Source::InPlace(path) = &self.data[*place].source {
                     workspace.write(path, text)?;
                 }
-            }
-            for (path, text) in &self.resources {
-                workspace.write(path, text)?;
             }
         }
         let app = root.join(self.checkout.app());
@@ -314,7 +397,6 @@ impl Plan {
         }
         let sandbox = self.sandbox(tools, &root, &workspace, writes).await?;
         let text = text(self.child(tools, arguments, root, &home, sandbox).run().await?.stdout)?;
-        let text = self.stand_ins.restore(text);
         if let (Some(memo), Some(key)) = (&tools.memo, key) {
             memo.keep(key, &text);
         }
@@ -467,6 +549,30 @@ impl Plan {
             sandbox,
         }
     }
+}
+
+/// May a kustomization change what its resources hold? All but these fields may.
+fn changes_images(tree: &Tree<'_>, root: NodeId) -> bool {
+    const OTHERS: [&str; 17] = [
+        "apiVersion",
+        "bases",
+        "buildMetadata",
+        "commonAnnotations",
+        "commonLabels",
+        "configMapGenerator",
+        "generatorOptions",
+        "kind",
+        "labels",
+        "metadata",
+        "namePrefix",
+        "nameSuffix",
+        "namespace",
+        "replicas",
+        "resources",
+        "secretGenerator",
+        "sortOptions",
+    ];
+    tree.entries(root).iter().any(|(key, _)| tree.text(*key).is_none_or(|key| !OTHERS.contains(&key)))
 }
 
 /// A field's name as Go's JSON compares it.

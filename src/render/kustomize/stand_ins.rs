@@ -1,22 +1,24 @@
-//! Legal tags in the place of placeholders while Kustomize runs.
+//! Words in the place of placeholders, to find out what becomes of them.
 //!
 //! What changes images (`images`, `kustomize-images`, a rule's target, `replacements`) knows them by their form `name[:tag][@digest]`,
-//! which `ghcr.io/acme/web:$(pin ~2)` does not have: it would be passed over in silence. So the placeholders behind an image's name in
-//! the files that a kustomization names give way to tags of their own, and come back wherever those still stand in what was built.
+//! which `ghcr.io/acme/web:$(pin ~2)` does not have: it would be passed over in silence. So Kustomize runs once with a word of letters and
+//! digits for each placeholder. Those that are still in what it builds are asked for, with the image that stands before them there; the
+//! others are overridden. In the render itself all are substituted beforehand, so that hashes and whatever else reads them see tags.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use base64::Engine as _;
 use granit_parser::ScalarStyle;
 
 use crate::image::{Digest, Repository};
 use crate::manifest;
-use crate::placeholder::image::before;
-use crate::placeholder::{Form, Scan, quote, splice};
+use crate::placeholder::image::{Siblings, before, beside};
+use crate::placeholder::{Form, Placeholder, Scan, quote, splice};
 use crate::yaml::{self, Kind, Tree};
 
-/// What every such tag starts with.
-const PREFIX: &str = "pinion-";
+/// What every such word starts with.
+const PREFIX: &str = "pinionstandin";
 
 /// Hexadecimal digits behind it.
 const DIGITS: usize = 40;
@@ -24,7 +26,15 @@ const DIGITS: usize = 40;
 /// What a digest starts with.
 const ALGORITHM: &str = "sha256:";
 
-/// What gave way to a tag.
+/// Which placeholders give way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    All,
+    /// Those behind an image's name, which nothing could change otherwise.
+    BehindImages,
+}
+
+/// What gave way to a word.
 #[derive(Debug)]
 struct Replaced {
     /// The placeholder as it was written.
@@ -34,32 +44,87 @@ struct Replaced {
     form: Form,
 }
 
-/// All tags that stand in the place of placeholders, with these.
+/// All words that stand in the place of placeholders, with these.
 #[derive(Debug, Default)]
 pub struct StandIns(BTreeMap<String, Replaced>);
 
+/// The words that were found, with the images that they stand behind or beside.
+pub type Survivors = BTreeMap<String, BTreeSet<Repository>>;
+
+/// The word for a placeholder: equal text behind an equal image has an equal one, so that what compares them still can.
+pub fn word(placeholder: &Placeholder) -> String {
+    let image = before(&placeholder.before).ok().flatten().map(|image| image.to_string()).unwrap_or_default();
+    let hash = Digest::of(format!("{image} {}", placeholder.source).as_bytes());
+    format!("{PREFIX}{}", &hash.as_str()[ALGORITHM.len()..][..DIGITS])
+}
+
 impl StandIns {
-    /// The text with tags in the place of its placeholders, if any of them stands behind an image's name.
-    pub fn put(&mut self, text: &str) -> Option<String> {
+    /// The text with words in the place of placeholders, if there are any.
+    pub fn put(&mut self, text: &str, which: Which) -> Option<String> {
         let scan = Scan::of(text).ok().flatten()?;
         let values: Vec<Option<String>> = scan
             .placeholders
             .iter()
             .map(|placeholder| {
-                let image = before(&placeholder.before).ok().flatten().filter(|_| !placeholder.source.contains('\n'))?;
-                let source = placeholder.source.clone();
-                let named = if placeholder.names_no_image() { named(&source, &image) } else { source.clone() };
-                let hash = Digest::of(format!("{image} {source}").as_bytes());
-                let tag = format!("{PREFIX}{}", &hash.as_str()[ALGORITHM.len()..][..DIGITS]);
-                let written = if placeholder.form == Form::Digest { format!("{ALGORITHM}{tag}") } else { tag.clone() };
-                self.0.insert(tag, Replaced { source, named, form: placeholder.form });
-                Some(written)
+                let image = before(&placeholder.before).ok().flatten();
+                if placeholder.source.contains('\n') || (which == Which::BehindImages && image.is_none()) {
+                    return None;
+                }
+                let (word, source, form) = (word(placeholder), placeholder.source.clone(), placeholder.form);
+                let named = match image {
+                    Some(image) if placeholder.names_no_image() => named(&source, &image),
+                    _ => source.clone(),
+                };
+                self.0.insert(word.clone(), Replaced { source, named, form });
+                Some(if form == Form::Digest { format!("{ALGORITHM}{word}") } else { word })
             })
             .collect();
         values.iter().any(Option::is_some).then(|| scan.substitute(&values))
     }
 
-    /// What was built, with the placeholders back in their place.
+    /// The words that are in what was built.
+    pub fn survivors(&self, built: &str) -> Survivors {
+        let mut found = Survivors::new();
+        for document in manifest::documents(built) {
+            let text = &built[document.range];
+            let is_encoded = text.contains("Secret") || text.contains("binaryData");
+            if !is_encoded && !text.contains(PREFIX) {
+                continue;
+            }
+            let Ok(tree) = Tree::parse(text) else {
+                self.words(text, |word, head| found.entry(word.to_owned()).or_default().extend(before(head).ok().flatten()));
+                continue;
+            };
+            let parents = tree.parents();
+            for (id, node) in tree.nodes() {
+                let Kind::Scalar { value, .. } = &node.kind else { continue };
+                self.words(value, |word, head| {
+                    let image = before(head).ok().flatten();
+                    let sibling = || beside(&tree, &parents, id, Siblings::Values).ok();
+                    let is_alone = value.trim_start_matches(ALGORITHM) == word;
+                    let image = image.or_else(|| is_alone.then(sibling).flatten());
+                    found.entry(word.to_owned()).or_default().extend(image);
+                });
+                if let Some(decoded) = is_encoded.then(|| decoded(value)).flatten() {
+                    self.words(&decoded, |word, head| {
+                        found.entry(word.to_owned()).or_default().extend(before(head).ok().flatten());
+                    });
+                }
+            }
+        }
+        found
+    }
+
+    /// Calls `note` with each word in a text, and what stands before it.
+    fn words(&self, text: &str, mut note: impl FnMut(&str, &str)) {
+        for (at, _) in text.match_indices(PREFIX) {
+            if let Some((word, _)) = text[at..].get(..PREFIX.len() + DIGITS).and_then(|word| self.0.get_key_value(word)) {
+                note(word, text[..at].strip_suffix(ALGORITHM).unwrap_or(&text[..at]));
+            }
+        }
+    }
+
+    /// What was built, with placeholders back in the place of words.
     pub fn restore(&self, built: String) -> String {
         if self.0.is_empty() || !built.contains(PREFIX) {
             return built;
@@ -101,13 +166,13 @@ impl StandIns {
         splice(text, 0, &edits)
     }
 
-    /// A text in which every tag of ours gives way to its placeholder.
+    /// A text in which every word of ours gives way to its placeholder.
     fn restored(&self, text: &str) -> String {
         let mut restored = String::new();
         let mut rest = text;
         while let Some(at) = rest.find(PREFIX) {
             let (head, behind) = rest.split_at(at);
-            let Some((tag, replaced)) = behind.get(..PREFIX.len() + DIGITS).and_then(|tag| self.0.get_key_value(tag)) else {
+            let Some((word, replaced)) = behind.get(..PREFIX.len() + DIGITS).and_then(|word| self.0.get_key_value(word)) else {
                 restored += head;
                 restored += PREFIX;
                 rest = &behind[PREFIX.len()..];
@@ -119,10 +184,38 @@ impl StandIns {
             }
             let is_behind_an_image = before(&restored).is_ok_and(|image| image.is_some());
             restored += if is_behind_an_image { &replaced.source } else { &replaced.named };
-            rest = &behind[tag.len()..];
+            rest = &behind[word.len()..];
         }
         restored + rest
     }
+}
+
+/// Is there any of these words in a text, also in base64?
+pub fn is_left(text: &str) -> bool {
+    let holds = |text: &str| {
+        text.match_indices(PREFIX).any(|(at, _)| {
+            let digits = text[at + PREFIX.len()..].bytes().take(DIGITS).filter(u8::is_ascii_hexdigit).count();
+            digits == DIGITS
+        })
+    };
+    holds(text)
+        || manifest::documents(text).into_iter().map(|document| &text[document.range]).any(|text| {
+            let is_encoded = text.contains("Secret") || text.contains("binaryData");
+            is_encoded
+                && Tree::parse(text).is_ok_and(|tree| {
+                    tree.nodes().any(|(_, node)| match &node.kind {
+                        Kind::Scalar { value, .. } => decoded(value).is_some_and(|text| holds(&text)),
+                        _ => false,
+                    })
+                })
+        })
+}
+
+/// The text in a scalar that is base64 of some.
+fn decoded(value: &str) -> Option<String> {
+    let word: String = value.split_ascii_whitespace().collect();
+    let bytes = (word.len() >= PREFIX.len()).then(|| base64::engine::general_purpose::STANDARD.decode(word).ok()).flatten()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A placeholder that says its image itself.
@@ -136,25 +229,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn placeholders_come_back_where_their_tags_still_stand() {
+    fn placeholders_come_back_where_their_words_still_stand() {
         let mut stand_ins = StandIns::default();
         let text = "a: ghcr.io/a/b:$(pin ~2)\nb: 'c/d@$(pin digest latest)'\nc: $(pin e/f ~1)\nd: \"g/h:$(pin '>=1, <2')\"\n";
-        let put = stand_ins.put(text).expect("placeholders");
-        assert!(put.contains("a: ghcr.io/a/b:pinion-") && put.contains("'c/d@sha256:pinion-"), "{put}");
+        let put = stand_ins.put(text, Which::BehindImages).expect("placeholders");
+        assert!(put.contains(&format!("a: ghcr.io/a/b:{PREFIX}")) && put.contains(&format!("'c/d@sha256:{PREFIX}")), "{put}");
         assert!(put.contains("c: $(pin e/f ~1)"), "what stands behind no image stays: {put}");
         assert_eq!(stand_ins.restore(put.clone()), text);
-        let moved = put.replace("ghcr.io/a/b:pinion", "pinion").replace("c/d@sha256:", "sha256:");
+        let moved = put.replace("ghcr.io/a/b:", "").replace("c/d@sha256:", "sha256:");
         let restored = stand_ins.restore(moved);
         assert!(restored.starts_with("a: $(pin ghcr.io/a/b ~2)\nb: '$(pin c/d digest latest)'\n"), "{restored}");
     }
 
     #[test]
+    fn what_survives_is_found_with_the_image_that_it_got() {
+        let mut stand_ins = StandIns::default();
+        let text = "a: old/web:$(pin ~2)\nb: $(pin ~1)\nc: $(pin x/y ~3)\nd: z/z@$(pin digest latest)\n";
+        let put = stand_ins.put(text, Which::All).expect("placeholders");
+        let words: Vec<String> = {
+            let scan = Scan::of(text).expect("YAML").expect("placeholders");
+            scan.placeholders.iter().map(word).collect()
+        };
+        let secret = base64::engine::general_purpose::STANDARD.encode(format!("image: q/r:{}", words[2]));
+        let (start, end) = secret.split_at(20);
+        let built = format!(
+            "image: new/web:{}\nspec: {{image: {{repository: m/n, tag: {}}}}}\n---\nkind: Secret\ndata:\n  x: |\n    {start}\n    {end}\n---\nimage: z/z@sha256:{}\n",
+            words[0], words[1], words[3]
+        );
+        let survivors = stand_ins.survivors(&built);
+        let images: Vec<String> =
+            words.iter().map(|word| survivors[word].iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(images, ["docker.io/new/web", "docker.io/m/n", "docker.io/q/r", "docker.io/z/z"]);
+        assert!(is_left(&put) && is_left(&built) && is_left(&format!("kind: Secret\ndata: {{x: {secret}}}\n")));
+        assert!(stand_ins.survivors("image: new/web:1\n").is_empty() && !is_left("apiVersion: pinion.dev/v1\n"));
+    }
+
+    #[test]
     fn what_was_quoted_or_not_stays_one_string() {
         let mut stand_ins = StandIns::default();
-        let put = stand_ins.put("a: \"x/y:$(pin '>=1, <2')\"\nb: |\n  run x/y:$(pin ~1) now\n").expect("placeholders");
-        let plain = put.replacen('"', "", 2);
-        let restored = stand_ins.restore(plain);
-        assert_eq!(restored, "a: \"x/y:$(pin '>=1, <2')\"\nb: |\n  run x/y:$(pin ~1) now\n");
+        let text = "a: \"x/y:$(pin '>=1, <2')\"\nb: |\n  run x/y:$(pin ~1) now\n";
+        let put = stand_ins.put(text, Which::BehindImages).expect("placeholders");
+        let restored = stand_ins.restore(put.replacen('"', "", 2));
+        assert_eq!(restored, text);
         let broken = format!("a: [{}", put.lines().next().expect("a line"));
         assert!(stand_ins.restore(broken).contains("$(pin '>=1, <2')"), "also in what is no YAML");
     }
@@ -164,9 +280,9 @@ mod tests {
         let stand_ins = StandIns::default();
         assert_eq!(stand_ins.restore("image: pinion-x\n".into()), "image: pinion-x\n");
         let mut stand_ins = StandIns::default();
-        assert_eq!(stand_ins.put("image: a/b:1\n"), None);
-        stand_ins.put("image: a/b:$(pin ~1)\n").expect("a placeholder");
-        let text = format!("image: pinion-\nb: pinion-{}\n", "0".repeat(DIGITS));
+        assert_eq!(stand_ins.put("image: a/b:1\n", Which::All), None);
+        stand_ins.put("image: a/b:$(pin ~1)\n", Which::All).expect("a placeholder");
+        let text = format!("image: {PREFIX}\nb: {PREFIX}{}\n", "0".repeat(DIGITS));
         assert_eq!(stand_ins.restore(text.clone()), text);
     }
 }
