@@ -24,18 +24,19 @@ mod verify;
 
 use crate::application::Application;
 use crate::failure::{Failure, Failures};
-use crate::image::printable;
+use crate::image::{Repository, printable};
 use crate::manifest::ImagePath;
 use crate::parameters::Mode;
 use crate::pin::{Freshness, Given, Pin, Usage};
 use crate::placeholder::Scan;
+use crate::placeholder::near_miss::near_miss;
 use crate::registry::TagSource;
 use crate::render::{Plan, Purpose, RenderError, Tools};
 use crate::resolve::{Question, Resolver};
 use crate::rules::{Reader, Rules, Target};
 use crate::workspace::{Checkout, WorkspaceError, shown};
 use answers::{Answering, misunderstood, substitute};
-use asks::{Ask, Images, Text, asks, rule_asks, scan_all};
+use asks::{Ask, Images, Text, asks, not_asked, rule_asks, scan_all};
 use clock::Clock;
 use known::Known;
 use verify::{is_empty, unescape_all, verify};
@@ -104,14 +105,16 @@ pub async fn generate<S: TagSource + 'static>(
         Err(error) => return Err(with(failures, render_failure(&error))),
     };
     failures.extend(rules.iter().flat_map(|rules| misplaced(rules, plan.tool())));
+    failures.extend(rules.iter().flat_map(|rules| replaced_lists(rules, &plan)));
     let places = rules.as_ref().map(Answering::<S>::places).unwrap_or_default();
     plan.probe(&places.of(plan.tool()), tools).await;
-    let Inputs { scans, mut asks, failures: found } = Inputs::read(&plan, rules.as_ref());
+    let Inputs { scans, mut asks, failures: found, overridden } = Inputs::read(&plan, rules.as_ref());
     failures.extend(found);
     asks.extend(rules.iter().flat_map(rule_asks));
     // Without the record, every placeholder would be told to have none.
     let Some(given) = given else { return Err(Failures(failures)) };
     let mut answering = Answering::new(application, rules.as_ref(), given, resolver, deadline);
+    answering.known.add_overridden(overridden);
 
     clock.begin("lookup");
     let (answers, unanswered) = answering.answer(asks, false).await;
@@ -147,7 +150,7 @@ pub async fn generate<S: TagSource + 'static>(
         Err(failures) => return Err(answering.substitute_rendered(rendered).await.err().unwrap_or(failures)),
     };
     answering.check_given(&rendered)?;
-    verify(&rendered, &answering.pins())?;
+    verify(&rendered, &answering.pins(), image_paths)?;
     let manifests = unescape_all(rendered);
 
     let idle = application.parameters.of_other_tools(plan.tool());
@@ -155,7 +158,7 @@ pub async fn generate<S: TagSource + 'static>(
         idle.iter().map(|name| format!("parameter `{name}` has no effect: the application is rendered by `{}`", plan.tool())),
     );
     notes.extend(rules.iter().flat_map(|rules| rules.notes.iter().cloned()));
-    let (pins, found) = answering.finish(&manifests);
+    let (pins, found) = answering.finish(&manifests)?;
     notes.extend(found);
     let is_recalled = plan.is_recalled();
     Ok(Generated { manifests, pins, tool: plan.tool(), notes, is_recalled })
@@ -167,15 +170,19 @@ struct Inputs<'p> {
     scans: Vec<Option<Scan<'p>>>,
     asks: Vec<Ask>,
     failures: Vec<Failure>,
+    /// Images of placeholders that are overridden, with their places.
+    overridden: Vec<(Repository, String)>,
 }
 
 impl<'p> Inputs<'p> {
     fn read(plan: &'p Plan, rules: Option<&Rules>) -> Self {
         let texts = Text::of(plan);
         let (scans, mut failures) = scan_all(&texts);
+        let mut overridden = Vec::new();
         let asks = match plan.images(&scans) {
             Ok(beside) => {
                 let inferred = Images { beside, renamed: plan.renamed(&scans) };
+                overridden = not_asked(&texts, &scans, &inferred);
                 let (asks, misunderstood) = asks(rules, &texts, &scans, &inferred);
                 failures.extend(misunderstood);
                 asks
@@ -188,7 +195,7 @@ impl<'p> Inputs<'p> {
                 Vec::new()
             }
         };
-        Self { scans, asks, failures }
+        Self { scans, asks, failures, overridden }
     }
 }
 
@@ -245,13 +252,20 @@ pub async fn check(
         Ok(plan) => plan,
         Err(error) => return Err(with(failures, render_failure(&error))),
     };
-    let Inputs { mut asks, failures: found, .. } = Inputs::read(&plan, rules.as_ref());
+    let Inputs { mut asks, failures: found, overridden, .. } = Inputs::read(&plan, rules.as_ref());
     failures.extend(found);
     asks.extend(rules.iter().flat_map(rule_asks));
+    let parameters = plan.data().iter().filter(|data| data.name.starts_with("parameter `"));
+    failures.extend(parameters.filter_map(|data| {
+        let near = near_miss(&data.text)?;
+        let message = format!("`{}` is no placeholder", printable(&data.text[near.range]));
+        (!near.is_bare).then(|| Failure::text(data.name.clone(), message, Some(format!("did you mean `{}`?", near.meant))))
+    }));
     if let (Some(rules), Some(given)) = (&rules, &given) {
         failures.extend(misplaced(rules, plan.tool()));
         failures.extend(unread_targets(rules, &plan));
-        failures.extend(unknown_names(given, &asks, &plan));
+        failures.extend(replaced_lists(rules, &plan));
+        failures.extend(unknown_names(given, &asks, overridden, &plan));
     }
     if !failures.is_empty() {
         return Err(Failures(failures));
@@ -261,6 +275,25 @@ pub async fn check(
     let idle =
         idle.iter().map(|name| format!("parameter `{name}` has no effect: the application is rendered by `{}`", plan.tool()));
     Ok(asks.iter().filter_map(problem).chain(idle).collect())
+}
+
+/// Rules whose Helm target would take a list of the chart's defaults with it.
+fn replaced_lists(rules: &Rules, plan: &Plan) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    for rule in &rules.rules {
+        let Target::Helm(target) = &rule.target else { continue };
+        for path in [&target.name, &target.tag, &target.spec].into_iter().flatten().filter(|path| plan.replaces_list(path)) {
+            let message = format!(
+                "Helm would put a list with this value alone in the place of the chart's own, for the target `{}`",
+                printable(path)
+            );
+            let hint =
+                "write the whole list in a value file, or leave the target out: then the image is rewritten where it stands"
+                    .to_owned();
+            failures.push(Failure::text(format!("rule `{}`", rule.alias), message, Some(hint)));
+        }
+    }
+    failures
 }
 
 /// Rules whose Helm target is no single value that the chart's templates read.
@@ -280,12 +313,13 @@ fn unread_targets(rules: &Rules, plan: &Plan) -> Vec<Failure> {
 }
 
 /// Names of the parameter `pins` that nothing asks for. Only where all placeholders are in what was read: templates may hold more.
-fn unknown_names(given: &Given, asks: &[Ask], plan: &Plan) -> Vec<Failure> {
+fn unknown_names(given: &Given, asks: &[Ask], overridden: Vec<(Repository, String)>, plan: &Plan) -> Vec<Failure> {
     if plan.may_hold_more() {
         return Vec::new();
     }
     let mut known = Known::default();
     asks.iter().for_each(|ask| known.add(ask));
+    known.add_overridden(overridden);
     known.check(given, "")
 }
 

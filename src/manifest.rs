@@ -113,7 +113,8 @@ pub fn images(text: &str, further: &[ImagePath]) -> Result<Vec<Image>, YamlError
     Ok(search.found.into_iter().filter_map(image).collect())
 }
 
-/// Where an image probably stands, also in resources that are not known: the values of all keys `image` and `…Image`, by position.
+/// Where an image or its tag probably stands, also in resources that are not known: the values of all keys `image`, `…Image`, `tag`,
+/// `version` and `digest`, by position.
 pub fn values_of_image_keys(text: &str) -> Vec<(usize, String)> {
     let Ok(tree) = Tree::parse(text) else { return Vec::new() };
     let kind = |root: &NodeId| tree.get(*root, "kind").and_then(|id| tree.text(id)).unwrap_or_default();
@@ -121,7 +122,9 @@ pub fn values_of_image_keys(text: &str) -> Vec<(usize, String)> {
         return Vec::new();
     }
     let entries = tree.nodes().flat_map(|(id, _)| tree.own_entries(id));
-    let values = entries.filter(|(key, _)| tree.text(*key).is_some_and(|key| key == "image" || key.ends_with("Image")));
+    let values = entries.filter(|(key, _)| {
+        tree.text(*key).is_some_and(|key| ["image", "tag", "version", "digest"].contains(&key) || key.ends_with("Image"))
+    });
     values.filter_map(|(_, value)| Some((tree.node(*value).span.start, tree.text(*value)?.to_owned()))).collect()
 }
 

@@ -283,6 +283,11 @@ impl Given {
             .or_else(|| self.by_question.get(&(repository.clone(), policy.to_string())))
     }
 
+    /// Does the parameter `pins` name an image, or one of its aliases?
+    pub fn is_told<'n>(&self, repository: &Repository, mut aliases: impl Iterator<Item = &'n str>) -> bool {
+        self.by_image.contains_key(repository) || aliases.any(|alias| self.by_name.contains_key(alias))
+    }
+
     /// The names of the parameter `pins` with their pins.
     pub fn names(&self) -> impl Iterator<Item = (&str, &Pinned)> {
         self.by_name.iter().map(|(name, pinned)| (name.as_str(), pinned))

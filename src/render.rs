@@ -148,7 +148,12 @@ pub struct Data {
 impl Data {
     /// Is the text one string, not YAML?
     pub fn is_raw(&self) -> bool {
-        self.source == Source::Parameter
+        matches!(self.source, Source::Parameter | Source::Text(_))
+    }
+
+    /// Has it lines that a user can look up?
+    pub fn is_file(&self) -> bool {
+        self.source != Source::Parameter
     }
 }
 
@@ -157,6 +162,8 @@ impl Data {
 pub(crate) enum Source {
     /// A file that the tool finds by itself, so that its whole directory is copied when it changes.
     InPlace(PathBuf),
+    /// The same, of a file that is a text to the tool, whatever is in it.
+    Text(PathBuf),
     /// A file that the tool is told of, or a text without a file.
     Named,
     /// The value of one `--set`.
@@ -273,6 +280,11 @@ impl Plan {
         }
     }
 
+    /// Is a Helm value's path below a list that only the chart's defaults have? Setting it there replaces the whole list.
+    pub fn replaces_list(&self, path: &str) -> bool {
+        matches!(self, Self::Helm(plan) if plan.replaces_list(path))
+    }
+
     /// May the rendered text hold placeholders that are not in [`Plan::data`]?
     pub fn may_hold_more(&self) -> bool {
         match self {
@@ -314,8 +326,10 @@ impl Plan {
 
     /// Finds out what becomes of placeholders, where only the tool can tell. `targets` are those of the rules, with any tag.
     pub async fn probe(&mut self, targets: &Targets, tools: &Tools) {
-        if let Self::Kustomize(plan) = self {
-            plan.probe(targets, tools).await;
+        match self {
+            Self::Kustomize(plan) => plan.probe(targets, tools).await,
+            Self::Helm(plan) => plan.set_targets(targets.helm.clone()),
+            Self::Directory(_) => {}
         }
     }
 

@@ -84,6 +84,7 @@ pub struct Reader {
     common: Common,
     images: Vec<Draft>,
     notes: Vec<String>,
+    has_settings: bool,
     errors: Vec<RulesError>,
 }
 
@@ -166,6 +167,7 @@ impl Reader {
                 draft.place = place.into();
             }
         }
+        self.has_settings |= !settings.is_empty();
         for (key, value) in settings {
             self.setting(key, value);
         }
@@ -220,6 +222,9 @@ impl Reader {
                 }
                 Err((problem, hint)) => self.error(place, problem, hint),
             }
+        }
+        if rules.is_empty() && self.has_settings {
+            self.notes.push("parameter `image-settings` has no effect: there is no rule".to_owned());
         }
         if rules.len() > MAX_RULES {
             self.error("rules".into(), format!("{} images, at most {MAX_RULES} are allowed", rules.len()), None);

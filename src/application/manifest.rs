@@ -4,7 +4,7 @@
 //! Kubernetes reads it: a parameter that is no text is an error, since the API server would refuse it. Source: Argo CD's
 //! `pkg/apis/application/v1alpha1/types.go`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use granit_parser::ScalarStyle;
 use serde::Deserialize;
@@ -205,7 +205,12 @@ impl Manifest {
                 }
             }
         }
-        if let Some(wanted) = choices.source.as_ref().filter(|wanted| known.iter().filter(|name| name == wanted).count() > 1) {
+        let number = |wanted: &String| wanted.parse().ok().filter(|number: &usize| (1..=count).contains(number));
+        let is_double = |wanted: &&String| {
+            let named = known.iter().enumerate().filter(|(_, name)| name == wanted).map(|(index, _)| index + 1);
+            named.chain(number(wanted)).collect::<BTreeSet<usize>>().len() > 1
+        };
+        if let Some(wanted) = choices.source.as_ref().filter(is_double) {
             let what = format!("several sources go by `{}`: give each its own name", printable(wanted));
             return Err(ApplicationError::Manifest(what));
         }

@@ -69,8 +69,9 @@ impl Arguments {
         })?;
         problem.map_or(Ok(()), Err)?;
         let mut sources = 0;
+        let choices = self.manifest.choices(None)?;
         for path in &self.application {
-            match read_manifest(&self.dir, path, &self.manifest.choices(None)) {
+            match read_manifest(&self.dir, path, &choices) {
                 Err(Failures(found)) => failures.extend(found),
                 Ok(renders) => {
                     for Rendered { application, checkout: own, .. } in renders {

@@ -87,7 +87,7 @@ impl Arguments {
             }
             Some(path) => {
                 let environment = environment.unwrap_or_default();
-                let mut renders = read_manifest(&self.dir, path, &self.manifest.choices(self.source))?;
+                let mut renders = read_manifest(&self.dir, path, &self.manifest.choices(self.source)?)?;
                 for render in &mut renders {
                     render.application = std::mem::take(&mut render.application).completed_by(environment.clone());
                 }

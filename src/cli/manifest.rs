@@ -28,9 +28,24 @@ pub struct ManifestArguments {
 
 impl ManifestArguments {
     /// All choices together.
-    pub fn choices(&self, source: Option<String>) -> Choices {
-        let set: BTreeMap<String, String> = self.set.iter().cloned().collect();
-        Choices { source, set, plugin_name: self.plugin_name.clone() }
+    ///
+    /// # Errors
+    ///
+    /// When a name is set to two values.
+    pub fn choices(&self, source: Option<String>) -> Result<Choices, Failures> {
+        let mut set = BTreeMap::new();
+        for (name, value) in &self.set {
+            if let Some(other) = set.insert(name.clone(), value.clone()).filter(|other| other != value) {
+                let what = format!("`{}` is set to `{}` and to `{}`", printable(name), printable(&other), printable(value));
+                return Err(Failure::text(
+                    "`--set`",
+                    what,
+                    Some("each value gives one Application: render them one by one".into()),
+                )
+                .into());
+            }
+        }
+        Ok(Choices { source, set, plugin_name: self.plugin_name.clone() })
     }
 }
 

@@ -17,7 +17,7 @@ use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, 
 use crate::registry::TagSource;
 use crate::render::Targets;
 use crate::resolve::{Question, Resolver};
-use crate::rules::{Rule, Rules, Target};
+use crate::rules::{HelmTarget, Rule, Rules, Target};
 
 /// What is known while one application is rendered.
 pub(super) struct Answering<'a, S> {
@@ -33,7 +33,7 @@ pub(super) struct Answering<'a, S> {
     /// Their places in that list, by the question's name.
     by_name: BTreeMap<String, Vec<usize>>,
     /// What was asked for: what an entry of the parameter `pins` may name.
-    known: Known,
+    pub(super) known: Known,
 }
 
 /// A pin and what asked for it.
@@ -41,6 +41,17 @@ struct Asked {
     question: Question,
     pin: Pin,
     by: Vec<Asker>,
+}
+
+impl Asked {
+    /// The aliases that ask.
+    fn aliases<'r>(&self, rules: &'r [Rule]) -> impl Iterator<Item = &'r str> {
+        let rules = self.by.iter().filter_map(|asker| match asker {
+            Asker::Rule(index) => Some(rules[*index].alias.as_str()),
+            _ => None,
+        });
+        rules.collect::<Vec<_>>().into_iter()
+    }
 }
 
 /// A placeholder or a rule that a pin answers.
@@ -206,8 +217,14 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
     pub(super) fn places(rules: &Rules) -> Targets {
         let mut targets = Targets::default();
         for rule in &rules.rules {
-            if let Target::Kustomize(target) = &rule.target {
-                targets.kustomize.push(format!("{target}={}:0", rule.repository.text()));
+            let name = rule.repository.text();
+            match &rule.target {
+                Target::Manifests => {}
+                Target::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:0")),
+                Target::Helm(HelmTarget { name: at, tag, spec }) => {
+                    let values = [(at, name.to_owned()), (tag, "0".to_owned()), (spec, format!("{name}:0"))];
+                    targets.helm.extend(values.into_iter().filter_map(|(path, value)| Some((path.clone()?, value))));
+                }
             }
         }
         targets
@@ -299,7 +316,13 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
         let texts: Vec<Text<'_>> = documents
             .iter()
             .zip(&origins)
-            .map(|(document, origin)| Text { name: RENDERED, origin, text: &rendered[document.range.clone()], is_raw: false })
+            .map(|(document, origin)| Text {
+                name: RENDERED,
+                origin,
+                text: &rendered[document.range.clone()],
+                is_raw: false,
+                has_places: true,
+            })
             .collect();
         let (asks, misunderstood) =
             asks(self.rules, &texts, &scans, &Images { beside: beside_each(&scans), ..Images::default() });
@@ -368,16 +391,34 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
     }
 
     /// The pins, each looked for in the manifests, and what a person should know of them.
-    pub(super) fn finish(self, manifests: &str) -> (Vec<Pin>, Vec<String>) {
+    ///
+    /// # Errors
+    ///
+    /// A pin that the parameter `pins` holds, while the image runs with another tag.
+    pub(super) fn finish(self, manifests: &str) -> Result<(Vec<Pin>, Vec<String>), Failures> {
         let sought: Vec<Sought<'_>> = self.pins.iter().map(|asked| sought(&asked.pin)).collect();
         let sightings = manifest::sightings::sightings(manifests, &sought);
         let mut notes = self.precedence();
-        let mut pins = Vec::new();
+        let (mut pins, mut failures) = (Vec::new(), Vec::new());
         for (asked, sighting) in self.pins.iter().zip(&sightings) {
             let is_placed = asked.by.iter().any(|asker| matches!(asker, Asker::Rendered { .. }));
-            let usage = if is_placed || self.is_found(asked, sighting) { Usage::Used } else { Usage::Unused };
+            // As a part of a word: `web-1.2`, `v1.2`, `f-1.2.tgz`.
+            let is_part = || {
+                sighting.other_tags.is_empty()
+                    && !self.is_for_images_alone(asked)
+                    && manifests.contains(asked.pin.pinned.tag.as_str())
+            };
+            let usage = if is_placed || self.is_found(asked, sighting) || is_part() { Usage::Used } else { Usage::Unused };
             let Pin { repository, pinned, .. } = &asked.pin;
-            if usage == Usage::Unused {
+            if usage == Usage::Unused
+                && !sighting.other_tags.is_empty()
+                && self.given.is_told(repository, asked.aliases(self.rules()))
+            {
+                let hint = "another setting replaces its tag, such as `images` of a kustomization or a parameter: hold it there";
+                failures.push(Failure::text("parameter `pins`", self.unused(asked, sighting), Some(hint.to_owned())));
+            } else if usage == Usage::Unused && self.is_settled(asked) {
+                // Told by the order of precedence.
+            } else if usage == Usage::Unused {
                 notes.push(self.unused(asked, sighting));
             } else if self.is_elsewhere(asked, sighting) {
                 let others = sighting.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -397,27 +438,35 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
             }
             pins.push(Pin { usage, ..asked.pin.clone() });
         }
-        (pins, notes)
+        if failures.is_empty() { Ok((pins, notes)) } else { Err(Failures(failures)) }
     }
 
     /// Did a pin reach the manifests?
     fn is_found(&self, asked: &Asked, sighting: &Sighting) -> bool {
-        let targets = asked.by.iter().map(|asker| match asker {
-            Asker::Rule(index) => Some(&self.rules()[*index].target),
-            _ => None,
-        });
-        let targets: Vec<Option<&Target>> = targets.collect();
-        // Only images of that name are rewritten.
-        if targets.iter().all(|target| *target == Some(&Target::Manifests)) {
+        if self.is_for_images_alone(asked) {
             return sighting.is_beside_own;
         }
-        sighting.is_found(targets.iter().any(Option::is_some) || asked.by.iter().any(Asker::is_guess))
+        let is_rule = |asker: &Asker| matches!(asker, Asker::Rule(_));
+        sighting.is_found(asked.by.iter().any(|asker| is_rule(asker) || asker.is_guess()))
+    }
+
+    /// Did rules without a target ask alone? Only images of that name are rewritten.
+    fn is_for_images_alone(&self, asked: &Asked) -> bool {
+        asked.by.iter().all(|asker| matches!(asker, Asker::Rule(index) if self.rules()[*index].target == Target::Manifests))
+    }
+
+    /// Is a pin that of a rule for images which placeholders have settled?
+    fn is_settled(&self, asked: &Asked) -> bool {
+        let is_placeholder = |asker: &Asker| !matches!(asker, Asker::Rule(_));
+        self.is_for_images_alone(asked)
+            && self.pins.iter().any(|other| other.pin.repository == asked.pin.repository && other.by.iter().any(is_placeholder))
     }
 
     /// Does a pin's tag stand behind other images alone? One of the same name in another registry is probably a mirror of it.
     fn is_elsewhere(&self, asked: &Asked, sighting: &Sighting) -> bool {
+        let own = &asked.pin.repository;
         let last = |repository: &Repository| repository.path().rsplit('/').next().map(str::to_owned);
-        let is_mirror = || sighting.others.iter().any(|other| last(other) == last(&asked.pin.repository));
+        let is_mirror = || sighting.others.iter().any(|other| other.registry() != own.registry() && last(other) == last(own));
         let is_elsewhere = !sighting.is_beside_own && !sighting.others.is_empty();
         is_elsewhere && (asked.by.iter().any(Asker::is_guess) || !(sighting.is_alone || is_mirror()))
     }
@@ -435,7 +484,10 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
             Asker::Rule(index) => {
                 let rule = &self.rules()[*index];
                 let why = match &rule.target {
-                    Target::Manifests => "no image of that name is there".to_owned(),
+                    Target::Manifests if other_tags.is_empty() => "no image of that name is there".to_owned(),
+                    Target::Manifests => {
+                        "no image that Pinion looks at has that name; `--image-paths` names further places".to_owned()
+                    }
                     Target::Kustomize(name) => format!("no image `{}` is there", printable(name)),
                     Target::Helm(target) => {
                         let paths = [&target.name, &target.tag, &target.spec].into_iter().flatten();

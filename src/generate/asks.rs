@@ -21,18 +21,29 @@ pub(super) struct Text<'a> {
     pub text: &'a str,
     /// Is it one string, not YAML?
     pub is_raw: bool,
+    /// Do its lines and columns tell where something is?
+    pub has_places: bool,
 }
 
 impl<'a> Text<'a> {
     /// What a tool will read as data.
     pub(super) fn of(plan: &'a Plan) -> Vec<Self> {
-        plan.data().iter().map(|data| Self { name: &data.name, origin: "", text: &data.text, is_raw: data.is_raw() }).collect()
+        plan.data()
+            .iter()
+            .map(|data| Self {
+                name: &data.name,
+                origin: "",
+                text: &data.text,
+                is_raw: data.is_raw(),
+                has_places: data.is_file(),
+            })
+            .collect()
     }
 
     /// A place in a text of one string would count from its own start, where nobody looks.
     fn failure(&self, error: &PlaceholderError) -> Failure {
         let failure = placeholder_failure(self.name, 0, error);
-        if self.is_raw { Failure { place: self.name.to_owned(), ..failure } } else { failure }
+        if self.has_places { failure } else { Failure { place: self.name.to_owned(), ..failure } }
     }
 }
 
@@ -128,8 +139,8 @@ pub(super) fn asks(
         for (index, placeholder) in scan.placeholders.iter().enumerate() {
             let site = (data, index);
             let Placeholder { line, column, .. } = placeholder;
-            let Text { name, origin, is_raw, .. } = texts[data];
-            let place = if is_raw { name.to_owned() } else { format!("{name}:{line}:{column}{origin}") };
+            let Text { name, origin, has_places, .. } = texts[data];
+            let place = if has_places { format!("{name}:{line}:{column}{origin}") } else { name.to_owned() };
             let Some(image) = infer(inferred, site, placeholder) else { continue };
             let Some(meaning) = meaning(rules, placeholder, image) else { continue };
             match meaning {
@@ -146,6 +157,24 @@ pub(super) fn asks(
         }
     }
     (asks, failures)
+}
+
+/// The images that placeholders name which nobody asks for, because another setting overrides them, with their places.
+pub(super) fn not_asked(texts: &[Text<'_>], scans: &[Option<Scan<'_>>], inferred: &Images) -> Vec<(Repository, String)> {
+    let mut found = Vec::new();
+    for (data, scan) in scans.iter().enumerate() {
+        for (index, placeholder) in scan.iter().flat_map(|scan| scan.placeholders.iter().enumerate()) {
+            let named = match &placeholder.spec.target {
+                Target::Image { repository, .. } => repository.clone(),
+                Target::Rule(_) => None,
+            };
+            let image = named.or_else(|| placeholder_image::before(&placeholder.before).ok().flatten());
+            if let Some(image) = image.filter(|_| !inferred.beside.contains_key(&(data, index))) {
+                found.push((image, format!("{}:{}:{}", texts[data].name, placeholder.line, placeholder.column)));
+            }
+        }
+    }
+    found
 }
 
 /// A placeholder's question, its alias, and whether its image is a guess; or what is wrong with it, and what to do.

@@ -18,12 +18,18 @@ const MAX_LISTED: usize = 20;
 pub(super) struct Known {
     aliases: BTreeSet<String>,
     images: BTreeSet<Repository>,
+    /// Images of placeholders that another setting overrides, with their places.
+    overridden: BTreeMap<Repository, String>,
 }
 
 impl Known {
     pub(super) fn add(&mut self, ask: &Ask) {
         self.images.insert(ask.question.repository.clone());
         self.aliases.extend(ask.alias.iter().cloned());
+    }
+
+    pub(super) fn add_overridden(&mut self, overridden: impl IntoIterator<Item = (Repository, String)>) {
+        self.overridden.extend(overridden);
     }
 
     /// Entries that hold nothing: their name is unknown, or contradicts another. `manifests` is the rendered text, if there is one.
@@ -56,6 +62,11 @@ impl Known {
 
     /// What to write in place of an unknown name.
     fn hint(&self, name: &str, manifests: &str) -> String {
+        if let Some(place) = name.parse().ok().and_then(|image: Repository| self.overridden.get(&image)) {
+            return format!(
+                "another setting overrides its placeholder at {place}, such as `images` of a kustomization or a parameter: hold it there"
+            );
+        }
         let known: Vec<&str> = self.aliases.iter().map(String::as_str).chain(self.images.iter().map(Repository::text)).collect();
         let listed = listed(&known);
         if let Some(meant) = known.iter().find(|known| is_near(name, known)) {

@@ -8,14 +8,16 @@ use super::answers::{RENDERED, origin};
 use super::asks::placeholder_failure;
 use crate::failure::{Failure, Failures};
 use crate::image::{Reference, printable};
-use crate::manifest::{self, Document};
+use crate::manifest::{self, Document, ImagePath};
 use crate::pin::Pin;
 use crate::placeholder::near_miss::near_miss;
 use crate::placeholder::{Scan, unescape};
-use crate::yaml;
+use crate::yaml::{self, Kind, Tree};
 
 /// P1: nothing unresolved leaves. No placeholder is left, also not in base64, and no image is one that was meant to be resolved.
-pub(super) fn verify(rendered: &str, pins: &[&Pin]) -> Result<(), Failures> {
+///
+/// `further` are places of images by the operator's word.
+pub(super) fn verify(rendered: &str, pins: &[&Pin], further: &[ImagePath]) -> Result<(), Failures> {
     let mut failures = Vec::new();
     let tags: BTreeSet<&str> = pins.iter().map(|pin| pin.pinned.tag.as_str()).collect();
     let pinned: BTreeSet<String> = pins.iter().map(|pin| pin.pinned.to_string()).collect();
@@ -23,7 +25,7 @@ pub(super) fn verify(rendered: &str, pins: &[&Pin]) -> Result<(), Failures> {
         let document = &rendered[range];
         let first = failures.len();
         failures.extend(hidden(document, above));
-        failures.extend(illegal_images(document, above, &tags, &pinned));
+        failures.extend(illegal_images(document, above, &tags, &pinned, further));
         match Scan::of(document) {
             Ok(None) => {}
             Ok(Some(scan)) => {
@@ -44,12 +46,18 @@ pub(super) fn verify(rendered: &str, pins: &[&Pin]) -> Result<(), Failures> {
 /// Images that no container runtime can pull: with a `$(` or `${` that was meant as a placeholder, around a tag that was chosen, or that
 /// tag without a repository, which is an image of Docker Hub's library. In custom resources another program may read an image first
 /// (Tekton's `$(params.image)`), so only a near miss counts there.
-fn illegal_images(document: &str, above: usize, tags: &BTreeSet<&str>, pinned: &BTreeSet<String>) -> Vec<Failure> {
-    if !is_open(document) && !has_wrong_image_with(document, tags) {
+fn illegal_images(
+    document: &str,
+    above: usize,
+    tags: &BTreeSet<&str>,
+    pinned: &BTreeSet<String>,
+    further: &[ImagePath],
+) -> Vec<Failure> {
+    if further.is_empty() && !is_open(document) && !has_wrong_image_with(document, tags) {
         return Vec::new();
     }
     // What is no YAML holds no image; Kubernetes will refuse it.
-    let Ok(images) = manifest::images(document, &[]) else { return Vec::new() };
+    let Ok(images) = manifest::images(document, further) else { return Vec::new() };
     let mut failures = BTreeMap::new();
     let mut tell = |at: usize, text: &str, what: &str, hint: String| {
         let (line, column) = yaml::position(document, at);
@@ -120,21 +128,44 @@ fn parts(text: &str) -> impl Iterator<Item = &str> {
 fn hidden(document: &str, above: usize) -> Vec<Failure> {
     /// `$(pin ` and `$(pin)` in base64 at their three alignments, without the characters that depend on what stands around it.
     const ENCODED: [&str; 5] = ["JChwaW4g", "JChwaW4p", "QocGluI", "QocGluK", "kKHBpbi"];
-    let mut failures = Vec::new();
+    let mut failures = wrapped(document, above);
+    if !failures.is_empty() {
+        return failures;
+    }
     for (line, text) in document.lines().enumerate().filter(|(_, text)| ENCODED.iter().any(|form| text.contains(form))) {
         let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=')));
         let decoded = words.filter_map(|word| base64::engine::general_purpose::STANDARD.decode(word).ok());
-        if decoded
-            .map(|bytes| String::from_utf8_lossy(&bytes).replace("$$(pin", ""))
-            .any(|text| text.contains("$(pin ") || text.contains("$(pin)"))
-        {
-            let hint =
-                "write it where it is read as data before it is encoded, such as `values.yaml`; a literal one is `$$(pin `";
-            let place = format!("{RENDERED}:{}", line + above + 1);
-            failures.push(Failure::text(place, "a placeholder is hidden in base64", Some(hint.to_owned())));
+        if decoded.into_iter().any(|bytes| is_hidden(&bytes)) {
+            failures.push(hidden_at(line + above + 1));
         }
     }
     failures
+}
+
+/// Those in the scalars of a Secret or of `binaryData`, which tools wrap.
+fn wrapped(document: &str, above: usize) -> Vec<Failure> {
+    if !(document.contains("Secret") || document.contains("binaryData")) {
+        return Vec::new();
+    }
+    let Ok(tree) = Tree::parse(document) else { return Vec::new() };
+    let hidden = tree.nodes().filter(|(_, node)| match &node.kind {
+        Kind::Scalar { value, .. } if value.len() > 8 => {
+            let word: String = value.split_ascii_whitespace().collect();
+            base64::engine::general_purpose::STANDARD.decode(word).is_ok_and(|bytes| is_hidden(&bytes))
+        }
+        _ => false,
+    });
+    hidden.map(|(_, node)| hidden_at(node.line + above)).collect()
+}
+
+fn is_hidden(bytes: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(bytes).replace("$$(pin", "");
+    text.contains("$(pin ") || text.contains("$(pin)")
+}
+
+fn hidden_at(line: usize) -> Failure {
+    let hint = "write it where it is read as data before it is encoded, such as `values.yaml`; a literal one is `$$(pin `";
+    Failure::text(format!("{RENDERED}:{line}"), "a placeholder is hidden in base64", Some(hint.to_owned()))
 }
 
 pub(super) fn unescape_all(rendered: String) -> String {

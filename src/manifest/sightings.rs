@@ -112,9 +112,15 @@ impl Search<'_> {
         let repository = name.rsplit_once("//").map_or(name, |(_, name)| name).parse::<Repository>();
         let shown = [tag, digest].into_iter().flatten().collect::<Vec<_>>().join("@");
         // What a digest of another image stands behind is that other image.
+        let has_digest = |pin: &Sought<'_>| digest.is_some_and(|digest| pin.digest.map(Digest::as_str) == Some(digest));
+        let has_tag = |pin: &Sought<'_>| tag == Some(pin.tag.as_str());
+        // Tag and digest may be two pins of one image.
+        let is_of_another_pin = |pin: &Sought<'_>| {
+            has_tag(pin)
+                && self.pins.iter().any(|other| other.repository == pin.repository && other.tag == pin.tag && has_digest(other))
+        };
         let is_exact = |pin: &Sought<'_>| {
-            let own = pin.digest.map(Digest::as_str);
-            digest.map_or(tag == Some(pin.tag.as_str()), |digest| own == Some(digest))
+            if digest.is_some() { has_digest(pin) || is_of_another_pin(pin) } else { has_tag(pin) }
         };
         for part in wanted {
             self.mark(part, |sighting, pin| match &repository {
@@ -206,6 +212,7 @@ mod tests {
             ("kind: Secret\ndata: {x: aW1hZ2U6IGdoY3IuaW8vYS9iOjEuMgo=}\n".to_owned(), "1.2", true),
             ("kind: Secret\ndata:\n  x: |\n    aW1hZ2U6IGdoY3Iu\n    aW8vYS9iOjEuMgo=\n".to_owned(), "1.2", true),
             ("# image: ghcr.io/a/b:1.2\nimage: x # ghcr.io/a/b:1.2\n".to_owned(), "1.2", false),
+            ("args: [v1.2, web-1.2]\n".to_owned(), "1.2", false),
             ("command: \"echo # ghcr.io/a/b:1.2\"\n".to_owned(), "1.2", true),
             (format!("image: ghcr.io/a/b:1.2@{}\n", Digest::of(b"y")), &format!("1.2@{digest}"), false),
             (format!("image: ghcr.io/a/b:1.2@{}\n", Digest::of(b"y")), "1.2", false),

@@ -42,7 +42,9 @@ fn read(text: &str, at: usize) -> Option<NearMiss> {
     let inside = &behind[1..];
     let end = closing(inside, close)?;
     let inner = &inside[..end];
-    if close == ')' && inner.strip_prefix(NAME).is_some_and(|rest| rest.is_empty() || rest.starts_with(ENDS_NAME)) {
+    // That is one, if a faulty one.
+    let is_ours = |rest: &str| rest.is_empty() || rest.starts_with(ENDS_NAME) || rest.starts_with(NO_NAME);
+    if close == ')' && inner.strip_prefix(NAME).is_some_and(is_ours) {
         return None;
     }
     let trimmed = inner.trim_start();
@@ -133,6 +135,7 @@ mod tests {
     fn other_tools_texts_are_none() {
         for text in [
             "$(pin ~1)",
+            "$(pin~1)",
             "$(pin)",
             "$(ping -c 1 host)",
             "$(ping host)",

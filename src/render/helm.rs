@@ -47,6 +47,8 @@ pub struct Plan {
     sets: Vec<Set>,
     /// Name and path for `--set-file`.
     set_files: Vec<(String, PathBuf)>,
+    /// What rules will set, with any tag.
+    targets: Vec<(String, String)>,
     /// Does no chart come from the network?
     is_local: bool,
     /// Are charts or value files missing because they were not fetched?
@@ -167,6 +169,7 @@ impl Plan {
             inline,
             sets,
             set_files,
+            targets: Vec::new(),
             is_local,
             is_partial,
             is_recalled: false,
@@ -197,9 +200,43 @@ impl Plan {
         Ok(images)
     }
 
+    /// What rules will set: placeholders there are overridden.
+    pub(super) fn set_targets(&mut self, targets: Vec<(String, String)>) {
+        self.targets = targets;
+    }
+
+    /// Is a path below a list that only the chart's own defaults have? Helm would put a list of its own in that place.
+    pub(super) fn replaces_list(&self, path: &str) -> bool {
+        let scans: Vec<Option<Scan<'_>>> = self.data.iter().map(|_| None).collect();
+        let (Ok(given), Ok(defaults)) = (self.given(&scans), self.defaults(&self.chart, &scans)) else { return false };
+        let keys = Value::keys(path);
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        (1..keys.len()).any(|count| {
+            let is_list = |view: &Value| matches!(view.at(&keys[..count]), Some(Value::List(_)));
+            is_list(&defaults) && !is_list(&given)
+        })
+    }
+
     /// The values that Helm will merge, without those of dependencies that are switched off.
     fn view(&self, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
         let mut view = self.defaults(&self.chart, scans)?;
+        view.merge(self.given(scans)?);
+        // An item of a list leaves the others.
+        for (name, text) in self.targets.iter().filter(|(name, _)| !name.contains('[')) {
+            view.merge(Value::set(name, text, Vec::new()));
+        }
+        for (name, _) in self.set_files.iter().filter(|(name, _)| !name.contains('[')) {
+            view.merge(Value::set(name, "", Vec::new()));
+        }
+        for path in disabled(&self.chart, &view, &[]) {
+            view.remove(&path);
+        }
+        Ok(view)
+    }
+
+    /// The values that the application gives beside the chart's own.
+    fn given(&self, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
+        let mut view = Value::Map(BTreeMap::new());
         for file in &self.value_files {
             let (ValueFile::Local(data, _) | ValueFile::Fetched(data)) = file;
             view.merge(self.read(*data, scans)?);
@@ -211,9 +248,6 @@ impl Plan {
             let sites =
                 scans[set.data].iter().flat_map(|scan| (0..scan.placeholders.len()).map(|index| (set.data, index))).collect();
             view.merge(Value::set(&set.name, &self.data[set.data].text, sites));
-        }
-        for path in disabled(&self.chart, &view, &[]) {
-            view.remove(&path);
         }
         Ok(view)
     }

@@ -41,6 +41,8 @@ pub struct Plan {
     checkout: Checkout,
     application: Application,
     data: Vec<Data>,
+    /// The parameter's images with placeholders, with their place among the data.
+    images: BTreeMap<String, usize>,
     /// Which of the data are files that kustomizations name: what those hold may be changed on its way.
     resources: BTreeSet<usize>,
     /// May it be?
@@ -69,6 +71,7 @@ impl Plan {
             checkout: checkout.clone(),
             application: application.clone(),
             data: Vec::new(),
+            images: BTreeMap::new(),
             resources: BTreeSet::new(),
             changes: false,
             survivors: None,
@@ -116,12 +119,17 @@ impl Plan {
         }
         plan.fetches |= has_address(application.parameters.kustomize.patches.as_deref().unwrap_or_default());
         for (path, text) in resources {
-            let source = Source::InPlace(path);
-            if plan.data.iter().all(|data| data.source != source) {
+            let name = shown(&path);
+            // What a generator reads is that of it alone.
+            if plan.data.iter().all(|data| data.name != name) {
                 plan.resources.insert(plan.data.len());
-                let Source::InPlace(path) = &source else { continue };
-                plan.data.push(Data { name: shown(path), text, source });
+                plan.data.push(Data { name, text, source: Source::InPlace(path) });
             }
+        }
+        for image in application.parameters.kustomize.images.iter().filter(|image| is_mentioned(image)) {
+            plan.images.insert(image.clone(), plan.data.len());
+            let name = format!("parameter `kustomize-images`, `{}`", printable(image));
+            plan.data.push(Data { name, text: image.clone(), source: Source::Parameter });
         }
         let options = &application.parameters.kustomize;
         plan.changes |= !options.images.is_empty() || options.patches.is_some() || !options.components.is_empty();
@@ -173,7 +181,7 @@ impl Plan {
         }
         let mut changed = BTreeMap::new();
         for (place, data) in self.data.iter().enumerate() {
-            changed.extend(self.stand_ins.put(&data.text, Which::All).map(|text| (place, text)));
+            changed.extend(self.stand_ins.put(&data.text, Which::All, data.is_raw()).map(|text| (place, text)));
         }
         // If it fails, so does the render, which says why.
         if let Ok(built) = self.build(&changed, targets, tools).await {
@@ -206,7 +214,9 @@ impl Plan {
                     Err(WorkspaceError::NotText { .. } | WorkspaceError::Missing { .. } | WorkspaceError::Io { .. }) => continue,
                     text => text?,
                 };
-                let source = Source::InPlace(dir.join(file));
+                // Siblings name an image in YAML alone.
+                let at = dir.join(file);
+                let source = if Tree::parse(&text).is_ok() { Source::InPlace(at) } else { Source::Text(at) };
                 if text.contains("$(pin") && found.iter().all(|data| data.source != source) {
                     found.push(Data { name: shown(&path), text, source });
                 }
@@ -317,7 +327,7 @@ impl Plan {
         let which = if self.survivors.is_some() { Which::All } else { Which::BehindImages };
         for place in &self.resources {
             let text = changed.get(place).unwrap_or(&self.data[*place].text);
-            if let Some(text) = self.stand_ins.put(text, which) {
+            if let Some(text) = self.stand_ins.put(text, which, false) {
                 changed.insert(*place, text);
             }
         }
@@ -339,7 +349,7 @@ impl Plan {
         tools: &Tools,
     ) -> Result<String, RenderError> {
         let mut workspace = Workspace::create()?;
-        let edits = self.edits(targets)?;
+        let edits = self.edits(changed, targets)?;
         let patches = &self.application.parameters.kustomize.patches;
         let options = &tools.kustomize_build_options;
         let writes = options.iter().any(|option| option.starts_with("--enable-"));
@@ -365,7 +375,7 @@ impl Plan {
                 workspace.copy_linked(&self.checkout, dir)?;
             }
             for (place, text) in changed {
-                if let Source::InPlace(path) = &self.data[*place].source {
+                if let Source::InPlace(path) | Source::Text(path) = &self.data[*place].source {
                     workspace.write(path, text)?;
                 }
             }
@@ -426,7 +436,7 @@ impl Plan {
     }
 
     /// The `kustomize edit` commands, in Argo CD's order; patches come before components.
-    fn edits(&self, targets: &Targets) -> Result<Vec<Vec<OsString>>, RenderError> {
+    fn edits(&self, changed: &BTreeMap<usize, String>, targets: &Targets) -> Result<Vec<Vec<OsString>>, RenderError> {
         let options = &self.application.parameters.kustomize;
         let expand = |text: &str| self.application.expand(text);
         let mut edits: Vec<Vec<String>> = Vec::new();
@@ -439,8 +449,9 @@ impl Plan {
         if let Some(suffix) = &options.name_suffix {
             edit(&["set", "namesuffix", "--"], vec![suffix.clone()]);
         }
-        let images: Vec<String> =
-            options.images.iter().map(|image| expand(image)).chain(targets.kustomize.iter().cloned()).collect();
+        let substituted = |image: &String| self.images.get(image).and_then(|place| changed.get(place)).unwrap_or(image).clone();
+        let own = options.images.iter().map(|image| expand(&substituted(image)));
+        let images: Vec<String> = own.chain(targets.kustomize.iter().cloned()).collect();
         for image in &images {
             no_flag("kustomize-images", image)?;
         }

@@ -8,9 +8,18 @@ pub struct Reads {
     text: String,
     /// What stands behind `.Values.`, up to the next dot.
     fields: BTreeSet<String>,
-    /// All values are taken as one: passed on, ranged over, printed.
+    /// Fields whose own fields are named by what is computed.
+    computed: BTreeSet<String>,
+    /// All values are taken as one: passed on, ranged over, printed; or text that is no template may read any.
     is_whole: bool,
 }
+
+/// Functions that read fields whose names are computed, or take a mapping as a whole.
+const COMPUTED: [&str; 13] =
+    ["dig", "fromYaml", "get", "index", "keys", "merge", "omit", "pick", "pluck", "range", "toJson", "toYaml", "values"];
+
+/// What makes templates of other text, which may read any value.
+const ANY: [&str; 3] = ["tpl", "AsMap", "Files"];
 
 impl Reads {
     /// Adds a template.
@@ -22,6 +31,13 @@ impl Reads {
                 continue;
             }
             let field = behind.strip_prefix('.').map(|rest| rest.split(|c| !is_word(c)).next().unwrap_or_default());
+            let line = text[..at].rsplit('\n').next().unwrap_or_default().len();
+            let line = text[at - line..].lines().next().unwrap_or_default();
+            if let Some(field) = field.filter(|field| !behind[1 + field.len()..].starts_with('.'))
+                && COMPUTED.iter().any(|function| has_word(line, function))
+            {
+                self.computed.insert(field.to_owned());
+            }
             let named = behind.trim_start_matches(' ').strip_prefix('"').and_then(|rest| rest.split('"').next());
             match field.or(named) {
                 Some(field) if !field.is_empty() => drop(self.fields.insert(field.to_owned())),
@@ -29,6 +45,7 @@ impl Reads {
                 _ => self.is_whole = true,
             }
         }
+        self.is_whole |= ANY.iter().any(|word| has_word(text, word));
         self.text += text;
         self.text.push('\n');
     }
@@ -37,8 +54,14 @@ impl Reads {
     pub fn may_read(&self, keys: &[&str]) -> bool {
         let [first, rest @ ..] = keys else { return true };
         let is_field = self.is_whole || self.fields.contains(*first);
-        let is_last = rest.last().is_none_or(|last| last.parse::<usize>().is_ok() || has_word(&self.text, last));
-        is_field && is_last
+        let is_last = |last: &&str| last.parse::<usize>().is_ok() || has_word(&self.text, last);
+        is_field && (self.is_computed(first) || rest.last().is_none_or(is_last))
+    }
+}
+
+impl Reads {
+    fn is_computed(&self, field: &str) -> bool {
+        self.computed.contains(field) || (self.is_whole && ANY.iter().any(|word| has_word(&self.text, word)))
     }
 }
 
@@ -71,5 +94,14 @@ mod tests {
         }
         assert!(reads("{{ include \"x\" .Values }} tag", &["img", "tag"]), "who knows what is read");
         assert!(!reads("{{ .OldValues.img.tag }}", &["img", "tag"]));
+        for text in [
+            "{{ pluck .Values.env .Values.tags | first }}",
+            "{{ dig \"x\" \"y\" \"1\" .Values.AsMap }}",
+            "{{ tpl (.Files.Get \"x.yaml\") . }}",
+            "{{ .Values.web }} {{ tpl .Values.text $ }}",
+        ] {
+            assert!(reads(text, &["tags", "prod"]), "{text}");
+        }
+        assert!(!reads("{{ with .Values.tags }}{{ .dev }}{{ end }}", &["tags", "prod"]));
     }
 }

@@ -59,9 +59,9 @@ pub fn word(placeholder: &Placeholder) -> String {
 }
 
 impl StandIns {
-    /// The text with words in the place of placeholders, if there are any.
-    pub fn put(&mut self, text: &str, which: Which) -> Option<String> {
-        let scan = Scan::of(text).ok().flatten()?;
+    /// The text with words in the place of placeholders, if there are any. `is_raw`: is it one string, not YAML?
+    pub fn put(&mut self, text: &str, which: Which, is_raw: bool) -> Option<String> {
+        let scan = if is_raw { Scan::raw(text) } else { Scan::of(text).ok().flatten() }?;
         let values: Vec<Option<String>> = scan
             .placeholders
             .iter()
@@ -232,7 +232,7 @@ mod tests {
     fn placeholders_come_back_where_their_words_still_stand() {
         let mut stand_ins = StandIns::default();
         let text = "a: ghcr.io/a/b:$(pin ~2)\nb: 'c/d@$(pin digest latest)'\nc: $(pin e/f ~1)\nd: \"g/h:$(pin '>=1, <2')\"\n";
-        let put = stand_ins.put(text, Which::BehindImages).expect("placeholders");
+        let put = stand_ins.put(text, Which::BehindImages, false).expect("placeholders");
         assert!(put.contains(&format!("a: ghcr.io/a/b:{PREFIX}")) && put.contains(&format!("'c/d@sha256:{PREFIX}")), "{put}");
         assert!(put.contains("c: $(pin e/f ~1)"), "what stands behind no image stays: {put}");
         assert_eq!(stand_ins.restore(put.clone()), text);
@@ -245,7 +245,7 @@ mod tests {
     fn what_survives_is_found_with_the_image_that_it_got() {
         let mut stand_ins = StandIns::default();
         let text = "a: old/web:$(pin ~2)\nb: $(pin ~1)\nc: $(pin x/y ~3)\nd: z/z@$(pin digest latest)\n";
-        let put = stand_ins.put(text, Which::All).expect("placeholders");
+        let put = stand_ins.put(text, Which::All, false).expect("placeholders");
         let words: Vec<String> = {
             let scan = Scan::of(text).expect("YAML").expect("placeholders");
             scan.placeholders.iter().map(word).collect()
@@ -268,7 +268,7 @@ mod tests {
     fn what_was_quoted_or_not_stays_one_string() {
         let mut stand_ins = StandIns::default();
         let text = "a: \"x/y:$(pin '>=1, <2')\"\nb: |\n  run x/y:$(pin ~1) now\n";
-        let put = stand_ins.put(text, Which::BehindImages).expect("placeholders");
+        let put = stand_ins.put(text, Which::BehindImages, false).expect("placeholders");
         let restored = stand_ins.restore(put.replacen('"', "", 2));
         assert_eq!(restored, text);
         let broken = format!("a: [{}", put.lines().next().expect("a line"));
@@ -280,8 +280,8 @@ mod tests {
         let stand_ins = StandIns::default();
         assert_eq!(stand_ins.restore("image: pinion-x\n".into()), "image: pinion-x\n");
         let mut stand_ins = StandIns::default();
-        assert_eq!(stand_ins.put("image: a/b:1\n", Which::All), None);
-        stand_ins.put("image: a/b:$(pin ~1)\n", Which::All).expect("a placeholder");
+        assert_eq!(stand_ins.put("image: a/b:1\n", Which::All, false), None);
+        stand_ins.put("image: a/b:$(pin ~1)\n", Which::All, false).expect("a placeholder");
         let text = format!("image: {PREFIX}\nb: {PREFIX}{}\n", "0".repeat(DIGITS));
         assert_eq!(stand_ins.restore(text.clone()), text);
     }

@@ -1,0 +1,2 @@
+echo "$$(pin ~2)" $$(pin)
+if true; then echo : $(pinentry); fi
