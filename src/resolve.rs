@@ -24,7 +24,7 @@ use crate::pin::{Considered, Freshness, Pin, Pinned, Usage};
 use crate::policy::{Built, Candidate, Facts, NoMatch, Policy, Selection, Strategy};
 use crate::registry::cache::{Cache, Remembered, is_fresh};
 use crate::registry::store::{Store, StoredPin};
-use crate::registry::{Access, Content, Listed, Manifest, RegistryError, TagSource, Target};
+use crate::registry::{Access, Content, Listed, Listing, Manifest, RegistryError, TagSource, Target};
 use crate::telemetry::Layer;
 use neighbour::Neighbour;
 
@@ -294,13 +294,8 @@ impl<S: TagSource> Asking<S> {
         is_ordered: bool,
         tag: Tag,
     ) -> Result<(Tag, Option<Facts>), RegistryError> {
-        match self.facts(question, policy, is_ordered, &tag).await {
-            Err(RegistryError::NotFound { what }) if !matches!(policy.strategy(), Strategy::Digest(_)) => {
-                tracing::warn!(%what, "a tag is listed but is gone");
-                Ok((tag, None))
-            }
-            facts => Ok((tag, Some(facts?))),
-        }
+        let facts = self.facts(question, policy, is_ordered, &tag).await?;
+        Ok((tag, facts))
     }
 
     /// Uses the store on a thread that may block.
@@ -328,21 +323,26 @@ impl<S: TagSource> Asking<S> {
         if is_ordered { policy } else { policy.with_default_platforms(&self.settings.platforms) }
     }
 
+    /// What is chosen from, and the policy with its defaults for that.
+    fn candidates(&self, question: &Question, listing: &Listing) -> (Policy, Vec<Candidate>) {
+        // Google's registries say in the listing when each image was built, but not for which platform.
+        let is_dated = question.policy.platforms().is_empty() && listing.tags.iter().all(|listed| listed.created.is_some());
+        let policy = if is_dated { question.policy.clone() } else { self.policy(question, listing.is_ordered()) };
+        let candidate = |listed: &Listed| {
+            let images = vec![Built { platform: None, created: listed.created }];
+            let facts = is_dated.then(|| Facts { digest: listed.digest.clone(), images });
+            Candidate { tag: listed.tag.clone(), facts, position: listed.position }
+        };
+        (policy, listing.tags.iter().map(candidate).collect())
+    }
+
     /// Chooses from fresh data.
     async fn choose(&self, question: &Question) -> Result<(Selection, Timestamp), ResolveError> {
         let name = question.name();
         let failed = |source| ResolveError::Registry { question: name.clone(), source };
         let listing = self.cache.dated_tags(&question.repository, &question.access).await.map_err(&failed)?;
-        // Google's registries say in the listing when each image was built, but not for which platform.
-        let is_dated = question.policy.platforms().is_empty() && listing.value.tags.iter().all(|listed| listed.created.is_some());
         let is_ordered = listing.value.is_ordered();
-        let policy = if is_dated { question.policy.clone() } else { self.policy(question, is_ordered) };
-        let mut candidates: Vec<Candidate> = Vec::with_capacity(listing.value.tags.len());
-        candidates.extend(listing.value.tags.iter().map(|listed| {
-            let images = vec![Built { platform: None, created: listed.created }];
-            let facts = is_dated.then(|| Facts { digest: listed.digest.clone(), images });
-            Candidate { tag: listed.tag.clone(), facts, position: listed.position }
-        }));
+        let (policy, mut candidates) = self.candidates(question, &listing.value);
         let now = Timestamp::now();
         loop {
             let wanted = policy.wanted(&candidates, now);
@@ -370,13 +370,33 @@ impl<S: TagSource> Asking<S> {
         }
     }
 
-    /// What must be known of a tag.
-    async fn facts(&self, question: &Question, policy: &Policy, is_ordered: bool, tag: &Tag) -> Result<Facts, RegistryError> {
+    /// What must be known of a tag. None if its own manifest is gone, unless it is the tag that is followed: what is missing behind a
+    /// manifest that is there makes no complete answer.
+    async fn facts(
+        &self,
+        question: &Question,
+        policy: &Policy,
+        is_ordered: bool,
+        tag: &Tag,
+    ) -> Result<Option<Facts>, RegistryError> {
         let Question { repository, access, .. } = question;
+        let is_gone = |error: &RegistryError| {
+            let is_gone = matches!(error, RegistryError::NotFound { .. }) && !matches!(policy.strategy(), Strategy::Digest(_));
+            if is_gone {
+                tracing::warn!(%error, "a tag is listed but is gone");
+            }
+            is_gone
+        };
         if !policy.reads_metadata(is_ordered) {
-            return Ok(Facts { digest: Some(self.cache.digest(repository, tag, access).await?), images: Vec::new() });
+            return match self.cache.digest(repository, tag, access).await {
+                Err(error) if is_gone(&error) => Ok(None),
+                digest => Ok(Some(Facts { digest: Some(digest?), images: Vec::new() })),
+            };
         }
-        let manifest = self.cache.manifest(repository, &Target::Tag(tag.clone()), access).await?;
+        let manifest = match self.cache.manifest(repository, &Target::Tag(tag.clone()), access).await {
+            Err(error) if is_gone(&error) => return Ok(None),
+            manifest => manifest?,
+        };
         let mut images = Vec::new();
         match &manifest.content {
             Content::Image { .. } => images.push(self.built(question, &manifest, None).await?),
@@ -398,7 +418,7 @@ impl<S: TagSource> Asking<S> {
             }
             Content::Other { media_type } => tracing::debug!(%tag, %media_type, "not an image"),
         }
-        Ok(Facts { digest: Some(manifest.digest.clone()), images })
+        Ok(Some(Facts { digest: Some(manifest.digest.clone()), images }))
     }
 
     async fn built(&self, question: &Question, manifest: &Manifest, index: Option<Timestamp>) -> Result<Built, RegistryError> {
@@ -412,9 +432,7 @@ impl<S: TagSource> Asking<S> {
         let Question { repository, access, .. } = question;
         let listing = self.cache.last_tags(repository, access).await?;
         let is_ordered = listing.value.is_ordered();
-        let policy = self.policy(question, is_ordered);
-        let candidate = |listed: &Listed| Candidate { tag: listed.tag.clone(), facts: None, position: listed.position };
-        let mut candidates: Vec<Candidate> = listing.value.tags.iter().map(candidate).collect();
+        let (policy, mut candidates) = self.candidates(question, &listing.value);
         let now = Timestamp::now();
         loop {
             let wanted = policy.wanted(&candidates, now);

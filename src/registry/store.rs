@@ -78,14 +78,17 @@ pub struct StoredPin {
 }
 
 impl Known {
-    /// Takes over what `other` knows better: what is newer, and what this does not know.
+    /// Takes over what `other` knows better: what is newer, and what this does not know. What lies in the future was written by a clock
+    /// that was wrong.
     fn merge(&mut self, other: Self) {
-        if other.listing.as_ref().map(|listing| listing.at) > self.listing.as_ref().map(|listing| listing.at) {
+        let now = Timestamp::now();
+        let own = self.listing.as_ref().map(|listing| listing.at).filter(|at| *at <= now);
+        if other.listing.as_ref().map(|listing| listing.at) > own {
             self.listing = other.listing;
         }
         for (tag, digest) in other.tags {
             match self.tags.get(&tag) {
-                Some(own) if own.at >= digest.at => {}
+                Some(own) if own.at >= digest.at && own.at <= now => {}
                 _ => drop(self.tags.insert(tag, digest)),
             }
         }
@@ -241,11 +244,17 @@ impl Store {
             make_room(dir)?;
         }
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        serde_json::to_writer(io::BufWriter::new(file.as_file_mut()), &value)?;
-        file.as_file_mut().flush()?;
+        write(file.as_file_mut(), &value)?;
         file.persist(&path)?;
         Ok(())
     }
+}
+
+/// Writes a value as JSON, to the last byte: a buffer that is dropped tells nobody that the disk is full.
+fn write(file: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    let mut buffer = io::BufWriter::new(file);
+    serde_json::to_writer(&mut buffer, value)?;
+    buffer.flush()
 }
 
 /// Takes the lock, which others hold for moments; a stopped process must not stop everybody.
@@ -291,6 +300,7 @@ fn make_room_for(dir: &Path, most: usize) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::Listed;
 
     fn pin(key: &str, tag: &str, second: i64) -> StoredPin {
         let at = Timestamp::from_second(second).expect("a time");
@@ -301,6 +311,51 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let store = Store::new(dir.path().join("store"));
         (dir, store)
+    }
+
+    /// A disk with room for so many bytes.
+    struct Disk(usize);
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let count = bytes.len().min(self.0);
+            self.0 -= count;
+            if count == 0 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(count) }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error_and_not_an_empty_file() {
+        let pin = pin("a", "1.1", 20);
+        let length = serde_json::to_vec(&pin).expect("JSON").len();
+        for room in 0..length {
+            assert!(write(&mut Disk(room), &pin).is_err(), "{room} of {length} bytes");
+        }
+        assert!(write(&mut Disk(length), &pin).is_ok());
+    }
+
+    #[test]
+    fn what_lies_in_the_future_is_replaced() {
+        let (_dir, store) = store();
+        let tag = |name: &str, second| {
+            let at = Timestamp::from_second(second).expect("a time");
+            let listed = |name: &str| Listed { tag: name.parse().expect("a tag"), digest: None, created: None, position: None };
+            let digest = StoredDigest(Digest::of(name.as_bytes()));
+            let listing = Dated { at, value: Listing { tags: vec![listed(name), listed("latest")], ..Listing::default() } };
+            let tags = BTreeMap::from([("latest".to_owned(), Dated { at, value: digest })]);
+            Known { key: "r".into(), listing: Some(listing), tags, ..Known::default() }
+        };
+        store.learn(tag("1.0.0", 9_000_000_000));
+        store.learn(tag("1.1.0", 1_700_000_000));
+        let known = store.known("r").expect("known");
+        assert_eq!(known.listing.expect("a listing").value.tags[0].tag.as_str(), "1.1.0");
+        assert_eq!(known.tags["latest"].value.0, Digest::of(b"1.1.0"));
+        store.learn(tag("1.0.0", 1_600_000_000));
+        assert_eq!(store.known("r").expect("known").listing.expect("a listing").value.tags[0].tag.as_str(), "1.1.0");
     }
 
     #[test]

@@ -137,6 +137,41 @@ async fn newest_build_never_chooses_from_part_of_the_candidates() {
     assert_eq!(ran.ok(), "build-19\n");
 }
 
+/// A configuration that is missing tells nothing of its image: an older build is no answer then.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_without_its_configuration_is_not_passed_over() {
+    let registry = FakeRegistry::start().await;
+    registry.push_built("acme/web", "old", "2026-01-10T00:00:00Z");
+    let driver = Driver::new(PROGRAM, &registry).impatient().env("PINION_LOOKUP_TIMEOUT", "100s");
+    let question = ["resolve", "ghcr.io/acme/web", "newest-build"];
+    assert_eq!(driver.run(question).ok(), "old\n");
+    registry.push_built("acme/web", "new", "2026-01-20T00:00:00Z");
+    registry.fault_on(Route::Blob, When::Always, Fault::status(404));
+    let ran = driver.run(question);
+    assert!(ran.stderr.contains("serving the last known good pin"), "{}", ran.stderr);
+    assert_eq!(ran.ok(), "old\n", "what was known, and told to be stale");
+    let fresh = Driver::new(PROGRAM, &registry);
+    assert!(fresh.run(question).err().contains("registry has no `"));
+    registry.clear_faults();
+    assert_eq!(driver.run(question).ok(), "new\n");
+}
+
+/// Google's listings say when each image was built: in an outage as before.
+#[tokio::test(flavor = "multi_thread")]
+async fn times_of_a_listing_count_in_an_outage_too() {
+    let registry = FakeRegistry::start().await;
+    registry.dialect(Dialect::google());
+    registry.push_built("acme/web", "older", "2026-01-10T00:00:00Z");
+    registry.push_built("acme/web", "newest", "2026-01-20T00:00:00Z");
+    registry.push_built("acme/web", "oldest", "2026-01-01T00:00:00Z");
+    let driver = Driver::new(PROGRAM, &registry).impatient();
+    assert_eq!(driver.run(["resolve", "ghcr.io/acme/web", "newest-build"]).ok(), "newest\n");
+    registry.stop();
+    // Another question, for which there is no last pin, from the listing that is known.
+    let ran = driver.run(["resolve", "ghcr.io/acme/web", "newest-build", "--allow-tags", "^old"]);
+    assert_eq!(ran.ok(), "older\n");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tag_without_a_date_is_rejected_and_counted() {
     let registry = FakeRegistry::start().await;
