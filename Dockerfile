@@ -15,9 +15,9 @@ COPY . .
 RUN cargo build --release --locked --bin pinion
 
 FROM debian:bookworm-slim
-# Git is for Kustomize's remote bases.
+# Git and ssh are for Kustomize's remote bases.
 RUN apt-get update \
-    && apt-get install --no-install-recommends --yes ca-certificates git \
+    && apt-get install --no-install-recommends --yes ca-certificates git openssh-client \
     && rm -rf /var/lib/apt/lists/* \
     # The repo-server's own user, so that each can use the other's socket.
     && useradd --uid 999 --user-group --create-home --home-dir /home/argocd argocd
