@@ -48,7 +48,7 @@
 //! | [`application`], [`parameters`] | what Argo CD tells a plugin |
 //! | [`config`] | what the operator sets |
 //! | [`generate`] | the order of the steps |
-//! | [`server`], [`telemetry`] | the native door, what it counts |
+//! | [`server`], [`telemetry`], [`turn`] | the native door, what it counts, and how many work at once |
 //! | [`cli`], [`failure`] | the command line, and errors for people |
 //!
 //! # Words
@@ -76,6 +76,7 @@ pub mod resolve;
 pub mod rules;
 pub mod server;
 pub mod telemetry;
+pub mod turn;
 pub mod values;
 pub mod workspace;
 pub mod yaml;

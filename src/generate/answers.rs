@@ -18,6 +18,7 @@ use crate::registry::TagSource;
 use crate::render::Targets;
 use crate::resolve::{Question, Resolver};
 use crate::rules::{HelmTarget, Rule, Rules, Target};
+use crate::turn::aside;
 
 /// What is known while one application is rendered.
 pub(super) struct Answering<'a, S> {
@@ -160,7 +161,7 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
             }
         }
         let questions: Vec<Question> = open.iter().map(|ask| ask.question.clone()).collect();
-        let pins = if questions.is_empty() { Vec::new() } else { self.resolver.resolve(&questions, self.deadline).await };
+        let pins = if questions.is_empty() { Vec::new() } else { aside(self.resolver.resolve(&questions, self.deadline)).await };
         for (ask, pin) in open.into_iter().zip(pins) {
             match pin {
                 Ok(pin) if ask.form == Form::Digest && pin.pinned.digest.is_none() => {

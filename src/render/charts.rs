@@ -20,6 +20,7 @@ use crate::failure::{chain, masked};
 use crate::image::{Digest, ImageError, Repository, Tag, printable};
 use crate::policy::Constraint;
 use crate::registry::{Access, Client, RegistryError, TagSource};
+use crate::turn::aside;
 use index::{Entry, Index};
 
 /// Longest index, in bytes.
@@ -131,7 +132,7 @@ impl Charts {
     ///
     /// [`FetchError`].
     pub async fn file(&self, url: &str, limit: usize) -> Result<Bytes, FetchError> {
-        self.fetcher.get(url, limit, WITHIN).await
+        aside(self.fetcher.get(url, limit, WITHIN)).await
     }
 
     /// The version of a chart that satisfies a constraint: with several, the newest. As Helm's resolver, a version that is written out is
@@ -188,7 +189,7 @@ impl Charts {
         if lenient(version).is_some() {
             return Ok(in_registry(&repository, version)?);
         }
-        let listing = self.registry.tags(&repository, &Access::anonymous()).await?;
+        let listing = aside(self.registry.tags(&repository, &Access::anonymous())).await?;
         let versions = listing.tags.iter().filter_map(|listed| Version::parse(&listed.tag.as_str().replace('_', "+")).ok());
         let mut versions: Vec<Version> = versions.collect();
         versions.sort_by(|a, b| b.cmp_precedence(a));
@@ -211,12 +212,12 @@ impl Charts {
     pub async fn archive(&self, found: &Found) -> Result<Bytes, ChartError> {
         match &found.place {
             Place::Registry(repository, tag) => {
-                let blob = self.registry.chart(repository, tag, MAX_ARCHIVE).await?;
+                let blob = aside(self.registry.chart(repository, tag, MAX_ARCHIVE)).await?;
                 let origin = repository.to_string();
                 if let Some(kept) = self.kept(&origin, &blob.digest) {
                     return Ok(kept);
                 }
-                let bytes = self.registry.blob(repository, &blob, MAX_ARCHIVE).await?;
+                let bytes = aside(self.registry.blob(repository, &blob, MAX_ARCHIVE)).await?;
                 self.keep(&origin, &blob.digest, &bytes);
                 Ok(bytes)
             }
@@ -224,7 +225,7 @@ impl Charts {
                 if let Some(kept) = digest.as_ref().and_then(|digest| self.kept(url, digest)) {
                     return Ok(kept);
                 }
-                let bytes = self.fetcher.get(url, MAX_ARCHIVE, WITHIN).await?;
+                let bytes = aside(self.fetcher.get(url, MAX_ARCHIVE, WITHIN)).await?;
                 match digest {
                     Some(digest) if Digest::of(&bytes) == *digest => self.keep(url, digest, &bytes),
                     // Helm does not look at it either, unless it is told to verify.
@@ -242,7 +243,7 @@ impl Charts {
             return Ok(Arc::clone(&kept.index));
         }
         let url = format!("{}/index.yaml", repository.trim_end_matches('/'));
-        match self.fetcher.get(&url, MAX_INDEX, WITHIN).await {
+        match aside(self.fetcher.get(&url, MAX_INDEX, WITHIN)).await {
             Ok(bytes) => {
                 let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 // One at a time: a long one takes a processor for seconds.

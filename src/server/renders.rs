@@ -3,6 +3,7 @@
 //! A render reads files and parses YAML without a pause; on the server's own threads it would keep deadlines and probes waiting.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+
+use crate::turn::Turn;
+
+/// Renders that may wait without a turn, for each that has one.
+const ASIDE: usize = 4;
 
 /// How much of the typical time the last render decides.
 const WEIGHT: u64 = 8;
@@ -19,7 +25,9 @@ const WEIGHT: u64 = 8;
 pub struct Renders {
     /// Always there until it is dropped.
     runtime: Option<Runtime>,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
+    /// Places for renders that wait for something without their turn.
+    asides: Arc<Semaphore>,
     at_once: usize,
     /// How long a render holds its turn, lately, in microseconds.
     typical: AtomicU64,
@@ -61,7 +69,8 @@ impl Renders {
         let runtime = Builder::new_multi_thread().worker_threads(at_once).thread_name("render").enable_all().build()?;
         Ok(Self {
             runtime: Some(runtime),
-            turns: Semaphore::new(at_once),
+            turns: Arc::new(Semaphore::new(at_once)),
+            asides: Arc::new(Semaphore::new(at_once * ASIDE)),
             at_once,
             typical: AtomicU64::new(0),
             gauges: Gauges::default(),
@@ -83,19 +92,19 @@ impl Renders {
             return Err(late);
         }
         let turn = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), self.turns.acquire()).await,
-            None => Ok(self.turns.acquire().await),
+            Some(deadline) => tokio::time::timeout_at(deadline.into(), Arc::clone(&self.turns).acquire_owned()).await,
+            None => Ok(Arc::clone(&self.turns).acquire_owned().await),
         };
         let turn = turn.map_err(|_| NotRun::NoTurn { running: self.at_once })?.map_err(|_| NotRun::BrokeOff)?;
         drop(waiting);
         let _running = Counted::new(&self.gauges.running);
         // Also what is cut off at its deadline tells how long renders take.
-        let _learning = Learning(&self.typical, Instant::now());
+        let turn = Turn::new(Arc::clone(&self.turns), Arc::clone(&self.asides), turn);
+        let _learning = Learning(&self.typical, Instant::now(), Arc::clone(&turn));
         let mut tasks = JoinSet::new();
         let runtime = self.runtime.as_ref().expect("it is there until the end");
-        tasks.spawn_on(work, runtime.handle());
+        tasks.spawn_on(turn.work(work), runtime.handle());
         let done = tasks.join_next().await;
-        drop(turn);
         match done {
             Some(Ok(done)) => Ok(done),
             Some(Err(error)) => {
@@ -120,11 +129,12 @@ impl Renders {
 }
 
 /// Learns how long a turn was held.
-struct Learning<'a>(&'a AtomicU64, Instant);
+struct Learning<'a>(&'a AtomicU64, Instant, Arc<Turn>);
 
 impl Drop for Learning<'_> {
     fn drop(&mut self) {
-        let took = u64::try_from(self.1.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let held = self.1.elapsed().saturating_sub(self.2.aside());
+        let took = u64::try_from(held.as_micros()).unwrap_or(u64::MAX);
         let learnt = |typical: u64| match typical {
             0 => took,
             typical => typical - typical / WEIGHT + took / WEIGHT,
@@ -162,7 +172,6 @@ impl Drop for Counted<'_> {
 mod tests {
     use super::*;
     use futures::FutureExt;
-    use std::sync::Arc;
 
     fn soon(milliseconds: u64) -> Option<Instant> {
         Some(Instant::now() + Duration::from_millis(milliseconds))

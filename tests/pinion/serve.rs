@@ -9,7 +9,7 @@ use tonic::{Code, Request};
 
 use crate::support::argocd::{Serving, archive, messages};
 use crate::support::driver::{Driver, PATIENCE, until};
-use crate::support::registry::FakeRegistry;
+use crate::support::registry::{FakeRegistry, Fault, Route, When};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");
 
@@ -359,6 +359,26 @@ async fn the_admin_port_tells_health_and_numbers() {
         "{pins}"
     );
     assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));
+}
+
+/// A registry that hangs keeps those waiting who ask it, and nobody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_registry_gives_its_turn_to_others() {
+    let fixture = Fixture::new().await;
+    fixture.registry.fault_on(Route::Tags, When::Always, Fault::Hang);
+    let serving = fixture.serve(&["--renders-at-once", "1", "--lookup-timeout", "10m"]);
+    let slow = tokio::spawn({
+        let (mut client, request) = (serving.client().await, fixture.messages(1024));
+        async move { client.generate_manifest(tokio_stream::iter(request)).await }
+    });
+    until("the registry is not asked", async || fixture.registry.count(Route::Tags) > 0).await;
+    let place = tempfile::tempdir().expect("a directory");
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: other}\n";
+    crate::tree::write(place.path(), &[("pod.yaml", pod)]);
+    let request = messages(&archive(place.path()), ".", &[("ARGOCD_APP_NAME".to_owned(), "other".to_owned())], 1024);
+    assert!(generate(&serving, request).await.expect("manifests").contains("name: other"));
+    assert!(!slow.is_finished(), "it still waits");
+    slow.abort();
 }
 
 /// Each of these kept a processor for hours, took all memory, or ended the process.
