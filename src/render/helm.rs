@@ -8,25 +8,21 @@
 mod dependencies;
 mod reads;
 mod value_files;
+mod view;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::chart::{self, Chart, Values};
+use super::chart::{self, Chart};
 use super::memo::Key;
-use super::{Data, Purpose, RenderError, Source, Targets, Tools, any_placeholder, environment, text};
+use super::{Data, Purpose, RenderError, Source, Targets, Tools, environment, text};
 use crate::application::Application;
 use crate::failure::masked;
-use crate::image::{Repository, printable};
+use crate::image::printable;
 use crate::parameters::HelmOptions;
-use crate::placeholder::image::ImageNotFound;
-use crate::placeholder::{Scan, Site};
 use crate::process::Child;
-use crate::values::Value;
-use crate::workspace::{ANY_DEPTH, Checkout, MAX_FILE, Workspace, WorkspaceError, shown};
-use crate::yaml::{NodeId, Tree};
-use reads::Reads;
+use crate::workspace::{Checkout, MAX_FILE, Workspace, WorkspaceError, shown};
 use value_files::Found;
 
 /// Longest name of a release, in bytes: Helm's own bound.
@@ -185,156 +181,6 @@ impl Plan {
         &self.data
     }
 
-    /// See [`super::Plan::images`].
-    ///
-    /// # Errors
-    ///
-    /// When the values cannot be merged.
-    pub fn images(&self, scans: &[Option<Scan<'_>>]) -> Result<BTreeMap<Site, Result<Repository, ImageNotFound>>, RenderError> {
-        if scans.iter().all(Option::is_none) {
-            return Ok(BTreeMap::new());
-        }
-        let mut images = self.view(scans)?.images();
-        // It may stand in what is missing.
-        images.retain(|_, image| image.is_ok() || !self.is_partial);
-        Ok(images)
-    }
-
-    /// What rules will set: placeholders there are overridden.
-    pub(super) fn set_targets(&mut self, targets: Vec<(String, String)>) {
-        self.targets = targets;
-    }
-
-    /// Is a path below a list that only the chart's own defaults have? Helm would put a list of its own in that place.
-    pub(super) fn replaces_list(&self, path: &str) -> bool {
-        let scans: Vec<Option<Scan<'_>>> = self.data.iter().map(|_| None).collect();
-        let (Ok(given), Ok(defaults)) = (self.given(&scans), self.defaults(&self.chart, &scans)) else { return false };
-        let keys = Value::keys(path);
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        (1..keys.len()).any(|count| {
-            let is_list = |view: &Value| matches!(view.at(&keys[..count]), Some(Value::List(_)));
-            is_list(&defaults) && !is_list(&given)
-        })
-    }
-
-    /// The values that Helm will merge, without those of dependencies that are switched off.
-    fn view(&self, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
-        let mut view = self.defaults(&self.chart, scans)?;
-        view.merge(self.given(scans)?);
-        // An item of a list leaves the others.
-        for (name, text) in self.targets.iter().filter(|(name, _)| !name.contains('[')) {
-            view.merge(Value::set(name, text, Vec::new()));
-        }
-        for (name, _) in self.set_files.iter().filter(|(name, _)| !name.contains('[')) {
-            view.merge(Value::set(name, "", Vec::new()));
-        }
-        for path in disabled(&self.chart, &view, &[]) {
-            view.remove(&path);
-        }
-        Ok(view)
-    }
-
-    /// The values that the application gives beside the chart's own.
-    fn given(&self, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
-        let mut view = Value::Map(BTreeMap::new());
-        for file in &self.value_files {
-            let (ValueFile::Local(data, _) | ValueFile::Fetched(data)) = file;
-            view.merge(self.read(*data, scans)?);
-        }
-        if let Some(data) = self.inline {
-            view.merge(self.read(data, scans)?);
-        }
-        for set in &self.sets {
-            let sites =
-                scans[set.data].iter().flat_map(|scan| (0..scan.placeholders.len()).map(|index| (set.data, index))).collect();
-            view.merge(Value::set(&set.name, &self.data[set.data].text, sites));
-        }
-        Ok(view)
-    }
-
-    /// See [`super::Plan::reads_value`]. A value that is nowhere set counts as read where a template may name its path; a mapping or list
-    /// is not read as a text, and what is a text has no fields.
-    pub(super) fn reads_value(&self, path: &str) -> Option<bool> {
-        let scans: Vec<Option<Scan<'_>>> = self.data.iter().map(|_| None).collect();
-        let view = self.view(&scans).ok()?;
-        let keys = Value::keys(path);
-        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-        match view.at(&keys) {
-            Some(Value::Scalar { .. } | Value::Null) => return Some(true),
-            Some(Value::Map(_) | Value::List(_)) => return Some(false),
-            None => {}
-        }
-        let is_below_text = (1..keys.len()).any(|count| matches!(view.at(&keys[..count]), Some(Value::Scalar { .. })));
-        if is_below_text {
-            return Some(false);
-        }
-        if self.is_partial || keys[0] == "global" {
-            return None;
-        }
-        let mut reads = Reads::default();
-        let is_template = |path: &Path| path.components().any(|part| part.as_os_str() == "templates");
-        let add = &mut |path: &Path| {
-            if is_template(path)
-                && let Ok(text) = self.chart_at.read(path)
-            {
-                reads.add(&text);
-            }
-        };
-        self.chart_at.files(self.chart_at.app(), ANY_DEPTH, add).ok()?;
-        // Below a dependency's name the path is one of its own values.
-        let mut chart = Some(&self.chart);
-        let mut is_read = false;
-        for from in 0..keys.len() {
-            let Some(here) = chart else { break };
-            is_read |= reads.may_read(&keys[from..]);
-            chart = here.dependencies.iter().find(|dependency| dependency.key == keys[from]);
-        }
-        // A packed chart may be a library, which reads the values of those who use it.
-        let has_packed = self.chart.dependencies.iter().any(|chart| matches!(chart.values, None | Some(Values::Packed(_))));
-        (is_read || !has_packed).then_some(is_read)
-    }
-
-    /// See [`super::Plan::may_hold_more`].
-    pub(super) fn may_hold_more(&self) -> bool {
-        let is_data = |path: &Path| self.data.iter().any(|data| matches!(&data.source, Source::InPlace(own) if own == path));
-        let is_packed = |path: &Path| path.extension().is_some_and(|end| end == "tgz");
-        let mut has_archive = false;
-        let listed = self.chart_at.files(self.chart_at.app(), ANY_DEPTH, &mut |path| has_archive |= is_packed(path));
-        self.is_partial || has_archive || listed.is_err() || any_placeholder(&self.chart_at, self.chart_at.app(), is_data)
-    }
-
-    /// The defaults of a chart over those of its dependencies.
-    fn defaults(&self, chart: &Chart, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
-        let mut view = Value::default();
-        for dependency in &chart.dependencies {
-            view.merge(self.defaults(dependency, scans)?.below(&dependency.key));
-        }
-        match &chart.values {
-            Some(Values::Data(data)) => view.merge(self.read(*data, scans)?),
-            Some(Values::Packed(text)) => {
-                // What cannot be read here, Helm will complain about.
-                if let Ok(tree) = Tree::parse(text) {
-                    view.merge(Value::read(&tree, &HashMap::new())?);
-                }
-            }
-            None => {}
-        }
-        Ok(view)
-    }
-
-    fn read(&self, data: usize, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
-        let mut sites: HashMap<NodeId, Vec<Site>> = HashMap::new();
-        if let Some(scan) = &scans[data] {
-            for (index, placeholder) in scan.placeholders.iter().enumerate() {
-                sites.entry(placeholder.scalar).or_default().push((data, index));
-            }
-            return Ok(Value::read(&scan.tree, &sites)?);
-        }
-        let data = &self.data[data];
-        let tree = Tree::parse(&data.text).map_err(|source| RenderError::NotYaml { path: data.name.clone(), source })?;
-        Ok(Value::read(&tree, &sites)?)
-    }
-
     /// See [`super::Plan::run`].
     ///
     /// # Errors
@@ -449,26 +295,6 @@ impl Plan {
         }
         Some(key.finish())
     }
-}
-
-/// Paths of the dependencies that are switched off: nothing of them is rendered, so nothing of them is asked for.
-///
-/// A `condition` counts from the chart that declares it, and globals reach every chart; `tags` are the root's. Follows Helm's
-/// `ProcessDependencies`: the first condition that has a value decides, else any tag that is on, else any tag that is off.
-fn disabled<'c>(chart: &'c Chart, root: &Value, path: &[&'c str]) -> Vec<Vec<&'c str>> {
-    let mut found = Vec::new();
-    for dependency in &chart.dependencies {
-        let own = |keys: Vec<&str>| if keys[0] == "global" { root.flag(&keys) } else { root.flag(&[path, &keys].concat()) };
-        let condition = dependency.conditions.iter().find_map(|condition| own(condition.split('.').collect()));
-        let tags: Vec<bool> = dependency.tags.iter().filter_map(|tag| root.flag(&["tags", tag])).collect();
-        let below = [path, &[dependency.key.as_str()]].concat();
-        if condition.unwrap_or_else(|| tags.is_empty() || tags.contains(&true)) {
-            found.extend(disabled(dependency, root, &below));
-        } else {
-            found.push(below);
-        }
-    }
-    found
 }
 
 /// Refuses a chart whose schema of the values, or a dependency's, refers to another document. Helm could not fetch it; this says what to do.
