@@ -16,13 +16,13 @@ use super::{Data, RenderError, Source, Targets, Tools, any_placeholder, environm
 use crate::application::Application;
 use crate::egress::proxy::Proxy;
 use crate::image::{Repository, printable};
-use crate::placeholder::image::{ImageNotFound, Siblings, beside};
-use crate::placeholder::{Scan, Site, is_mentioned};
+use crate::placeholder::image::{ImageNotFound, Siblings, before, beside};
+use crate::placeholder::{Placeholder, Scan, Site, is_mentioned};
 use crate::process::Child;
 use crate::process::sandbox::Sandbox;
 use crate::workspace::{Checkout, Workspace, WorkspaceError, shown};
 use crate::yaml::{Kind, Node, NodeId, Tree};
-use stand_ins::{StandIns, Survivors, Which, word};
+use stand_ins::{As, StandIns, Survivors, word};
 
 /// Names of a kustomization, in the order in which Kustomize looks for them.
 pub const NAMES: [&str; 3] = ["kustomization.yaml", "kustomization.yml", "Kustomization"];
@@ -124,7 +124,8 @@ impl Plan {
             // What a generator reads is that of it alone.
             if plan.data.iter().all(|data| data.name != name) {
                 plan.resources.insert(plan.data.len());
-                plan.data.push(Data { name, text, source: Source::InPlace(path) });
+                let source = if is_text(&text) { Source::Text(path) } else { Source::InPlace(path) };
+                plan.data.push(Data { name, text, source });
             }
         }
         for image in application.parameters.kustomize.images.iter().filter(|image| is_mentioned(image)) {
@@ -154,21 +155,61 @@ impl Plan {
     }
 
     /// Files with placeholders that a kustomization names, whatever for: resources, patches. Kustomize refuses itself what cannot be read.
+    /// What the file of a generator names counts, too, and the values of a chart.
     fn resources_of(&self, dir: &Path, tree: &Tree<'_>, found: &mut BTreeMap<PathBuf, String>) {
+        let text = |node: NodeId, key: &str| tree.get(node, key).and_then(|id| tree.text(id));
+        for root in &tree.roots {
+            for list in ["generators", "transformers"] {
+                for file in tree.get(*root, list).map(|id| tree.items(id)).unwrap_or_default() {
+                    let own = tree.text(*file).and_then(|file| self.checkout.find(dir, file).ok());
+                    let own = own
+                        .filter(|path| self.checkout.root().join(path).is_file())
+                        .and_then(|path| self.checkout.read(&path).ok());
+                    if let Some(own) = own
+                        && let Ok(tree) = Tree::parse(&own)
+                    {
+                        self.named_by(dir, &tree, found);
+                    }
+                }
+            }
+            let globals = tree.get(*root, "helmGlobals");
+            let home = globals.and_then(|globals| text(globals, "chartHome")).unwrap_or("charts");
+            for chart in tree.get(*root, "helmCharts").map(|id| tree.items(id)).unwrap_or_default() {
+                let name = text(*chart, "name").unwrap_or_default();
+                let version = text(*chart, "version").unwrap_or_default();
+                for place in [format!("{home}/{name}/values.yaml"), format!("{home}/{name}-{version}/{name}/values.yaml")] {
+                    self.add_resource(dir, &place, found);
+                }
+            }
+        }
+        self.named_by(dir, tree, found);
+    }
+
+    fn named_by(&self, dir: &Path, tree: &Tree<'_>, found: &mut BTreeMap<PathBuf, String>) {
         for (_, node) in tree.nodes() {
-            let Kind::Scalar { value, .. } = &node.kind else { continue };
-            if value.is_empty() || value.contains('\n') || Path::new(&**value).is_absolute() {
-                continue;
+            if let Kind::Scalar { value, .. } = &node.kind {
+                // `name=path` in the lists of generators.
+                let path = value.split_once('=').map_or(&**value, |(_, path)| path);
+                self.add_resource(dir, value, found);
+                if path.len() < value.len() {
+                    self.add_resource(dir, path, found);
+                }
             }
-            let Ok(path) = self.checkout.find(dir, value) else { continue };
-            if found.contains_key(&path) || !self.checkout.root().join(&path).is_file() {
-                continue;
-            }
-            if let Ok(text) = self.checkout.read(&path)
-                && is_mentioned(&text)
-            {
-                found.insert(path, text);
-            }
+        }
+    }
+
+    fn add_resource(&self, dir: &Path, value: &str, found: &mut BTreeMap<PathBuf, String>) {
+        if value.is_empty() || value.contains('\n') || Path::new(value).is_absolute() {
+            return;
+        }
+        let Ok(path) = self.checkout.find(dir, value) else { return };
+        if found.contains_key(&path) || !self.checkout.root().join(&path).is_file() {
+            return;
+        }
+        if let Ok(text) = self.checkout.read(&path)
+            && is_mentioned(&text)
+        {
+            found.insert(path, text);
         }
     }
 
@@ -180,14 +221,45 @@ impl Plan {
         if self.resources.is_empty() || !self.changes || self.fetches {
             return;
         }
+        let changed = self.with_words(|_, _| As::Like);
+        let Ok(built) = self.build(&changed, targets, tools).await else {
+            // Something wants a real tag, or fails with any: all are asked for.
+            self.changes = false;
+            return;
+        };
+        let mut survivors = self.stand_ins.survivors(&built);
+        let lost: BTreeSet<String> = self.words().into_iter().filter(|word| !survivors.contains_key(word)).collect();
+        if !lost.is_empty() {
+            let is_lost = |placeholder: &Placeholder| lost.contains(&word(placeholder));
+            let other = self.with_words(|is_resource, own| if is_resource && is_lost(own) { As::Other } else { As::Like });
+            let is_same = self.build(&other, targets, tools).await.is_ok_and(|other| other == built);
+            if !is_same {
+                // Something of them is left: a hash, or a part.
+                survivors.extend(lost.into_iter().map(|word| (word, BTreeSet::new())));
+            }
+        }
+        self.survivors = Some(survivors);
+    }
+
+    /// All texts with a word in the place of each placeholder, by their place among the data.
+    fn with_words(&mut self, pick: impl Fn(bool, &Placeholder) -> As) -> BTreeMap<usize, String> {
         let mut changed = BTreeMap::new();
         for (place, data) in self.data.iter().enumerate() {
-            changed.extend(self.stand_ins.put(&data.text, Which::All, data.is_raw()).map(|text| (place, text)));
+            let is_resource = self.resources.contains(&place);
+            let text = self.stand_ins.put(&data.text, data.is_raw(), |placeholder| Some(pick(is_resource, placeholder)));
+            changed.extend(text.map(|text| (place, text)));
         }
-        // If it fails, so does the render, which says why.
-        if let Ok(built) = self.build(&changed, targets, tools).await {
-            self.survivors = Some(self.stand_ins.survivors(&built));
+        changed
+    }
+
+    /// The words of the placeholders in resources.
+    fn words(&self) -> BTreeSet<String> {
+        let mut words = BTreeSet::new();
+        for data in self.resources.iter().map(|place| &self.data[*place]) {
+            let scan = if data.is_raw() { Scan::raw(&data.text) } else { Scan::of(&data.text).ok().flatten() };
+            words.extend(scan.iter().flat_map(|scan| &scan.placeholders).map(word));
         }
+        words
     }
 
     /// Files with placeholders that generators read. Kustomize hashes them, and encodes those of Secrets, so that their placeholders
@@ -215,9 +287,8 @@ impl Plan {
                     Err(WorkspaceError::NotText { .. } | WorkspaceError::Missing { .. } | WorkspaceError::Io { .. }) => continue,
                     text => text?,
                 };
-                // Siblings name an image in YAML alone.
                 let at = dir.join(file);
-                let source = if Tree::parse(&text).is_ok() { Source::InPlace(at) } else { Source::Text(at) };
+                let source = if is_text(&text) { Source::Text(at) } else { Source::InPlace(at) };
                 if text.contains("$(pin") && found.iter().all(|data| data.source != source) {
                     found.push(Data { name: shown(&path), text, source });
                 }
@@ -280,6 +351,8 @@ impl Plan {
                     _ if !is_resource => here(),
                     // Not asked before what becomes of it is known.
                     None if self.changes => continue,
+                    // What is not told here may be told by what is built.
+                    None if is_unnamed(placeholder) && here().is_err() => continue,
                     None => here(),
                     Some(survivors) => match survivors.get(&word(placeholder)) {
                         // Overridden.
@@ -325,10 +398,16 @@ impl Plan {
         let mut changed = changed.clone();
         // What is overridden must have the form of an image for that, and half a placeholder must not stay of it. What could not be
         // asked yet comes back behind Kustomize.
-        let which = if self.survivors.is_some() { Which::All } else { Which::BehindImages };
+        let is_known = self.survivors.is_some();
+        let is_behind = |placeholder: &Placeholder| matches!(before(&placeholder.before), Ok(Some(_)));
         for place in &self.resources {
-            let text = changed.get(place).unwrap_or(&self.data[*place].text);
-            if let Some(text) = self.stand_ins.put(text, which, false) {
+            let data = &self.data[*place];
+            let text = changed.get(place).unwrap_or(&data.text);
+            let pick = |placeholder: &Placeholder| match is_known {
+                true => Some(As::Like),
+                false => is_behind(placeholder).then_some(As::Word),
+            };
+            if let Some(text) = self.stand_ins.put(text, data.is_raw(), pick) {
                 changed.insert(*place, text);
             }
         }
@@ -506,6 +585,20 @@ fn changes_images(tree: &Tree<'_>, root: NodeId) -> bool {
         "sortOptions",
     ];
     tree.entries(root).iter().any(|(key, _)| tree.text(*key).is_none_or(|key| !OTHERS.contains(&key)))
+}
+
+/// Does neither a placeholder nor the text before it name an image?
+fn is_unnamed(placeholder: &Placeholder) -> bool {
+    placeholder.names_no_image() && !matches!(before(&placeholder.before), Ok(Some(_)))
+}
+
+/// Is a file to be read as one text? It is no YAML, or holds placeholders in comments, which those see who take it as a text.
+fn is_text(text: &str) -> bool {
+    let count = |scan: Option<Scan<'_>>| scan.map_or(0, |scan| scan.placeholders.len() + scan.errors.len());
+    match Scan::of(text) {
+        Ok(scan) => count(scan) != count(Scan::raw(text)),
+        Err(_) => true,
+    }
 }
 
 /// A field's name as Go's JSON compares it.

@@ -1,9 +1,10 @@
 //! Words in the place of placeholders, to find out what becomes of them.
 //!
 //! What changes images (`images`, `kustomize-images`, a rule's target, `replacements`) knows them by their form `name[:tag][@digest]`,
-//! which `ghcr.io/acme/web:$(pin ~2)` does not have: it would be passed over in silence. So Kustomize runs once with a word of letters and
-//! digits for each placeholder. Those that are still in what it builds are asked for, with the image that stands before them there; the
-//! others are overridden. In the render itself all are substituted beforehand, so that hashes and whatever else reads them see tags.
+//! which `ghcr.io/acme/web:$(pin ~2)` does not have: it would be passed over in silence. So Kustomize runs with a word that looks like a
+//! version for each placeholder. Those that are still in what it builds are asked for, with the image that stands before them there. If it
+//! builds the same with other words for the rest, those are overridden; else something of them is left (a hash, a part), and they are asked
+//! for, too. In the render itself all are substituted beforehand, so that whatever reads them sees tags.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -14,11 +15,15 @@ use granit_parser::ScalarStyle;
 use crate::image::{Digest, Repository};
 use crate::manifest;
 use crate::placeholder::image::{Siblings, before, beside};
+use crate::placeholder::words::Target;
 use crate::placeholder::{Form, Placeholder, Scan, quote, splice};
 use crate::yaml::{self, Kind, Tree};
 
 /// What every such word starts with.
-const PREFIX: &str = "pinionstandin";
+const PREFIX: &str = "9.9.9-pinion";
+
+/// What the other word for the same placeholder starts with: no letter or digit of it is the same.
+const OTHER: &str = "8.8.8-noipni";
 
 /// Hexadecimal digits behind it.
 const DIGITS: usize = 40;
@@ -26,12 +31,15 @@ const DIGITS: usize = 40;
 /// What a digest starts with.
 const ALGORITHM: &str = "sha256:";
 
-/// Which placeholders give way.
+/// What a placeholder gives way to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
-    All,
-    /// Those behind an image's name, which nothing could change otherwise.
-    BehindImages,
+pub enum As {
+    /// Its word, which [`StandIns::restore`] knows.
+    Word,
+    /// The same with a digest, if its pin will have one.
+    Like,
+    /// Another word, otherwise like that.
+    Other,
 }
 
 /// What gave way to a word.
@@ -59,24 +67,33 @@ pub fn word(placeholder: &Placeholder) -> String {
 }
 
 impl StandIns {
-    /// The text with words in the place of placeholders, if there are any. `is_raw`: is it one string, not YAML?
-    pub fn put(&mut self, text: &str, which: Which, is_raw: bool) -> Option<String> {
+    /// The text with words in the place of placeholders, if there are any. `is_raw`: is it one string, not YAML? `pick` says what each gives
+    /// way to, if to anything.
+    pub fn put(&mut self, text: &str, is_raw: bool, pick: impl Fn(&Placeholder) -> Option<As>) -> Option<String> {
         let scan = if is_raw { Scan::raw(text) } else { Scan::of(text).ok().flatten() }?;
         let values: Vec<Option<String>> = scan
             .placeholders
             .iter()
             .map(|placeholder| {
                 let image = before(&placeholder.before).ok().flatten();
-                if placeholder.source.contains('\n') || (which == Which::BehindImages && image.is_none()) {
-                    return None;
-                }
+                let picked = pick(placeholder).filter(|_| !placeholder.source.contains('\n'))?;
                 let (word, source, form) = (word(placeholder), placeholder.source.clone(), placeholder.form);
                 let named = match image {
                     Some(image) if placeholder.names_no_image() => named(&source, &image),
                     _ => source.clone(),
                 };
                 self.0.insert(word.clone(), Replaced { source, named, form });
-                Some(if form == Form::Digest { format!("{ALGORITHM}{word}") } else { word })
+                let has_digest = matches!(&placeholder.spec.target, Target::Image { policy, .. } if policy.pins_digest());
+                let digits = &word[PREFIX.len()..];
+                let other = format!("{OTHER}{}", digits.chars().rev().collect::<String>());
+                let written = if picked == As::Other { other } else { word.clone() };
+                Some(match form {
+                    Form::Digest => format!("{ALGORITHM}{written}"),
+                    Form::Tag if has_digest && picked != As::Word => {
+                        format!("{written}@{}", Digest::of(written.as_bytes()))
+                    }
+                    Form::Tag => written,
+                })
             })
             .collect();
         values.iter().any(Option::is_some).then(|| scan.substitute(&values))
@@ -101,7 +118,7 @@ impl StandIns {
                 self.words(value, |word, head| {
                     let image = before(head).ok().flatten();
                     let sibling = || beside(&tree, &parents, id, Siblings::Values).ok();
-                    let is_alone = value.trim_start_matches(ALGORITHM) == word;
+                    let is_alone = value.trim_start_matches(ALGORITHM).split('@').next() == Some(word);
                     let image = image.or_else(|| is_alone.then(sibling).flatten());
                     found.entry(word.to_owned()).or_default().extend(image);
                 });
@@ -228,11 +245,30 @@ fn named(source: &str, image: &Repository) -> String {
 mod tests {
     use super::*;
 
+    fn behind_images(placeholder: &Placeholder) -> Option<As> {
+        before(&placeholder.before).ok().flatten().map(|_| As::Word)
+    }
+
+    #[test]
+    fn the_other_word_has_nothing_of_the_first() {
+        let mut stand_ins = StandIns::default();
+        let text = "a: x/y:$(pin ~2)\nb: x/y:$(pin ~2 --with-digest)\n";
+        let [first, like, other] =
+            [As::Word, As::Like, As::Other].map(|as_| stand_ins.put(text, false, |_| Some(as_)).expect("words"));
+        assert!(!first.contains('@') && like.contains("@sha256:") && other.contains("@sha256:"), "{first}{like}{other}");
+        let word = |text: &str| text.lines().next().and_then(|line| line.split(':').next_back()).unwrap_or_default().to_owned();
+        let same =
+            word(&like).chars().zip(word(&other).chars()).take(PREFIX.len()).filter(|(a, b)| a == b && a.is_alphanumeric());
+        assert_eq!(same.count(), 0, "{like}{other}");
+        assert_eq!(stand_ins.survivors(&like).len(), 2);
+        assert!(stand_ins.survivors(&other).is_empty());
+    }
+
     #[test]
     fn placeholders_come_back_where_their_words_still_stand() {
         let mut stand_ins = StandIns::default();
         let text = "a: ghcr.io/a/b:$(pin ~2)\nb: 'c/d@$(pin digest latest)'\nc: $(pin e/f ~1)\nd: \"g/h:$(pin '>=1, <2')\"\n";
-        let put = stand_ins.put(text, Which::BehindImages, false).expect("placeholders");
+        let put = stand_ins.put(text, false, behind_images).expect("placeholders");
         assert!(put.contains(&format!("a: ghcr.io/a/b:{PREFIX}")) && put.contains(&format!("'c/d@sha256:{PREFIX}")), "{put}");
         assert!(put.contains("c: $(pin e/f ~1)"), "what stands behind no image stays: {put}");
         assert_eq!(stand_ins.restore(put.clone()), text);
@@ -245,7 +281,7 @@ mod tests {
     fn what_survives_is_found_with_the_image_that_it_got() {
         let mut stand_ins = StandIns::default();
         let text = "a: old/web:$(pin ~2)\nb: $(pin ~1)\nc: $(pin x/y ~3)\nd: z/z@$(pin digest latest)\n";
-        let put = stand_ins.put(text, Which::All, false).expect("placeholders");
+        let put = stand_ins.put(text, false, |_| Some(As::Word)).expect("placeholders");
         let words: Vec<String> = {
             let scan = Scan::of(text).expect("YAML").expect("placeholders");
             scan.placeholders.iter().map(word).collect()
@@ -268,7 +304,7 @@ mod tests {
     fn what_was_quoted_or_not_stays_one_string() {
         let mut stand_ins = StandIns::default();
         let text = "a: \"x/y:$(pin '>=1, <2')\"\nb: |\n  run x/y:$(pin ~1) now\n";
-        let put = stand_ins.put(text, Which::BehindImages, false).expect("placeholders");
+        let put = stand_ins.put(text, false, behind_images).expect("placeholders");
         let restored = stand_ins.restore(put.replacen('"', "", 2));
         assert_eq!(restored, text);
         let broken = format!("a: [{}", put.lines().next().expect("a line"));
@@ -280,8 +316,8 @@ mod tests {
         let stand_ins = StandIns::default();
         assert_eq!(stand_ins.restore("image: pinion-x\n".into()), "image: pinion-x\n");
         let mut stand_ins = StandIns::default();
-        assert_eq!(stand_ins.put("image: a/b:1\n", Which::All, false), None);
-        stand_ins.put("image: a/b:$(pin ~1)\n", Which::All, false).expect("a placeholder");
+        assert_eq!(stand_ins.put("image: a/b:1\n", false, |_| Some(As::Word)), None);
+        stand_ins.put("image: a/b:$(pin ~1)\n", false, |_| Some(As::Word)).expect("a placeholder");
         let text = format!("image: {PREFIX}\nb: {PREFIX}{}\n", "0".repeat(DIGITS));
         assert_eq!(stand_ins.restore(text.clone()), text);
     }
