@@ -263,6 +263,10 @@ impl Raw {
         };
         let readable = raw.sandbox_readable.unwrap_or_default();
         readable.iter().try_for_each(|path| existing("sandbox-readable", path))?;
+        if let Some(memory) = raw.tool_memory.filter(|memory| *memory < MIN_TOOL_MEMORY) {
+            let reason = format!("{memory} bytes are too few for a tool to start: at least {MIN_TOOL_MEMORY}");
+            return Err(ConfigError::Setting { name: "tool-memory", reason });
+        }
         raw.ssh_config.iter().try_for_each(|path| existing("ssh-config", path))?;
         let sandboxes = Sandboxes::new(raw.sandbox.unwrap_or_default(), level, readable).with(raw.ssh_config, raw.tool_memory);
         let requests = Requests::default();
@@ -377,6 +381,9 @@ fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(name: &'static str, texts
         .map(|text| text.parse().map_err(|error: T::Err| ConfigError::Setting { name, reason: error.to_string() }))
         .collect()
 }
+
+/// Memory with which Helm and Kustomize render something, in bytes.
+const MIN_TOOL_MEMORY: u64 = 256 << 20;
 
 /// Refuses a path that does not lead from the root, or to nothing: a sandbox would be without it in silence.
 fn existing(name: &'static str, path: &Path) -> Result<(), ConfigError> {

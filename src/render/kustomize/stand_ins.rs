@@ -257,8 +257,9 @@ mod tests {
             [As::Word, As::Like, As::Other].map(|as_| stand_ins.put(text, false, |_| Some(as_)).expect("words"));
         assert!(!first.contains('@') && like.contains("@sha256:") && other.contains("@sha256:"), "{first}{like}{other}");
         let word = |text: &str| text.lines().next().and_then(|line| line.split(':').next_back()).unwrap_or_default().to_owned();
-        let same =
-            word(&like).chars().zip(word(&other).chars()).take(PREFIX.len()).filter(|(a, b)| a == b && a.is_alphanumeric());
+        let (like_word, other_word) = (word(&like), word(&other));
+        let pairs = like_word.chars().zip(other_word.chars()).take(PREFIX.len());
+        let same = pairs.filter(|(a, b)| a == b && a.is_alphanumeric());
         assert_eq!(same.count(), 0, "{like}{other}");
         assert_eq!(stand_ins.survivors(&like).len(), 2);
         assert!(stand_ins.survivors(&other).is_empty());
