@@ -53,7 +53,9 @@ fn illegal_images(
     pinned: &BTreeSet<String>,
     further: &[ImagePath],
 ) -> Vec<Failure> {
-    if further.is_empty() && !is_open(document) && !has_wrong_image_with(document, tags) {
+    let is_odd = |line: &str| line.contains("mage") && (line.contains('$') || line.contains("{{"));
+    let may_be_wrong = !further.is_empty() || is_open(document) || document.lines().any(is_odd);
+    if !may_be_wrong && !has_wrong_image_with(document, tags) {
         return Vec::new();
     }
     // What is no YAML holds no image; Kubernetes will refuse it.
@@ -75,7 +77,7 @@ fn illegal_images(
             let hint = "mend the template or manifest: Kubernetes refuses it".to_owned();
             tell(image.span.start, text, "has white space around it", hint);
         } else if !is_legal && image.is_in_pod && near_miss(text).is_none() {
-            let hint = if is_open(text) {
+            let hint = if text.contains('$') || text.contains("{{") {
                 "a placeholder is `$(pin …)`, as in `$(pin ~2)`; other variables must be gone before Kubernetes reads the image"
             } else if parts(text).any(|part| tags.contains(part)) {
                 "a chosen tag stands in it: look how the chart or manifest puts repository and tag together"
