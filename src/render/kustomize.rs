@@ -46,6 +46,8 @@ pub struct Plan {
     images: BTreeMap<String, usize>,
     /// Which of the data are files that kustomizations name: what those hold may be changed on its way.
     resources: BTreeSet<usize>,
+    /// The place of the parameter's patches among the data, if they hold placeholders.
+    patches: Option<usize>,
     /// May it be?
     changes: bool,
     /// Are there charts to inflate?
@@ -76,6 +78,7 @@ impl Plan {
             data: Vec::new(),
             images: BTreeMap::new(),
             resources: BTreeSet::new(),
+            patches: None,
             changes: false,
             inflates: false,
             survivors: None,
@@ -136,6 +139,11 @@ impl Plan {
             plan.images.insert(image.clone(), plan.data.len());
             let name = format!("parameter `kustomize-images`, `{}`", printable(image));
             plan.data.push(Data { name, text: image.clone(), source: Source::Parameter });
+        }
+        if let Some(text) = application.parameters.kustomize.patches.clone().filter(|text| is_mentioned(text)) {
+            plan.patches = Some(plan.data.len());
+            plan.resources.insert(plan.data.len());
+            plan.data.push(Data { name: "parameter `kustomize-patches`".into(), text, source: Source::Named });
         }
         let options = &application.parameters.kustomize;
         plan.changes |= !options.images.is_empty() || options.patches.is_some() || !options.components.is_empty();
@@ -435,7 +443,8 @@ impl Plan {
     ) -> Result<String, RenderError> {
         let mut workspace = Workspace::create()?;
         let edits = self.edits(changed, targets)?;
-        let patches = &self.application.parameters.kustomize.patches;
+        let substituted = self.patches.and_then(|place| changed.get(&place));
+        let patches = substituted.or(self.application.parameters.kustomize.patches.as_ref());
         let options = &tools.kustomize_build_options;
         let writes = options.iter().any(|option| option.starts_with("--enable-"));
         let reaches_further = writes || is_unrestricted(tools);
