@@ -10,18 +10,18 @@ pub mod serve;
 mod ssh;
 
 use std::io::Write;
-use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
+use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::registry::Client;
-use crate::registry::cache::{Cache, Freshness};
-use crate::registry::store::Store;
+use crate::registry::{self, CacheTtls, Registry};
 use crate::resolve::neighbour::Neighbour;
 use crate::resolve::{Resolver, Settings};
+use crate::store::{self, Store};
 use crate::telemetry::Hits;
 
 /// Resolves image tags while Argo CD renders.
@@ -113,14 +113,27 @@ impl Cli {
     }
 }
 
-/// A resolver that asks registries, after a neighbour if there is one.
-fn resolver(config: &Config, hits: Hits, neighbour: Option<Neighbour>) -> Resolver<Client> {
-    let store = Arc::new(Store::new(&config.store));
-    let freshness = Freshness { tags: config.tags_ttl, digests: config.digests_ttl };
-    let settings =
-        Settings { tags_ttl: config.tags_ttl, budget: config.lookup_timeout, platforms: config.platforms.clone(), neighbour };
-    let cache = Cache::new(config.client.clone(), Arc::clone(&store), freshness, hits);
-    Resolver::new(cache, store, settings)
+/// The longest wait for the store at the end of a process.
+const STORED: Duration = Duration::from_millis(1500);
+
+/// A resolver that asks registries, after a neighbour if there is one. `check`: look for damage in the store at the start.
+fn resolver(config: &Config, hits: Hits, neighbour: Option<Neighbour>, check: bool) -> Resolver {
+    let clock = Clock::default();
+    let store =
+        Store::open(store::Settings { dir: config.store.clone(), most_bytes: config.store_bytes, check, clock: clock.clone() });
+    let ttls = CacheTtls { tags: config.tags_ttl, digests: config.digests_ttl };
+    // Records of repositories take most: the budget's eighth parts are one for choices, one for the pins that are shown, six for them.
+    let part = config.cache_bytes / 8;
+    let settings = registry::Settings { ttls, most_bytes: config.cache_bytes - 2 * part, clock, hits };
+    let registry = Registry::new(config.client.clone(), store, settings);
+    let settings = Settings {
+        tags_ttl: config.tags_ttl,
+        budget: config.lookup_timeout,
+        platforms: config.platforms.clone(),
+        neighbour,
+        most_bytes: part,
+    };
+    Resolver::new(registry, settings)
 }
 
 fn configured(raw: config::Raw) -> anyhow::Result<Config> {

@@ -42,6 +42,14 @@ pub struct Raw {
     #[arg(long, env = "PINION_STORE", value_name = "DIR")]
     pub store: Option<PathBuf>,
 
+    /// Bytes that the store may have on disk; then those who store most lose what they used longest ago [default: 512 MiB]
+    #[arg(long, env = "PINION_STORE_BYTES", value_name = "BYTES")]
+    pub store_bytes: Option<u64>,
+
+    /// Bytes of tags, metadata and pins in memory, shared fairly by AppProjects [default: 128 MiB]
+    #[arg(long, env = "PINION_CACHE_BYTES", value_name = "BYTES")]
+    pub cache_bytes: Option<u64>,
+
     /// Socket on which `pinion serve` answers `pinion generate`, not in the plugin directory [default: pins.sock in the store]
     #[arg(long, env = "PINION_PINS_SOCKET", value_name = "FILE")]
     pub pins_socket: Option<PathBuf>,
@@ -188,6 +196,8 @@ impl Port {
 pub struct Config {
     pub registries: RegistriesConfig,
     pub store: PathBuf,
+    pub store_bytes: u64,
+    pub cache_bytes: u64,
     pub registries_conf: Option<PathBuf>,
     pub pins_socket: PathBuf,
     pub allow_registries: Option<Vec<HostPattern>>,
@@ -263,10 +273,7 @@ impl Raw {
         };
         let readable = raw.sandbox_readable.unwrap_or_default();
         readable.iter().try_for_each(|path| existing("sandbox-readable", path))?;
-        if let Some(memory) = raw.tool_memory.filter(|memory| *memory < MIN_TOOL_MEMORY) {
-            let reason = format!("{memory} bytes are too few for a tool to start: at least {MIN_TOOL_MEMORY}");
-            return Err(ConfigError::Setting { name: "tool-memory", reason });
-        }
+        raw.tool_memory.map_or(Ok(0), |memory| at_least("tool-memory", memory, MIN_TOOL_MEMORY))?;
         raw.ssh_config.iter().try_for_each(|path| existing("ssh-config", path))?;
         let sandboxes = Sandboxes::new(raw.sandbox.unwrap_or_default(), level, readable).with(raw.ssh_config, raw.tool_memory);
         let requests = Requests::default();
@@ -284,6 +291,8 @@ impl Raw {
         Ok(Config {
             registries,
             registries_conf,
+            store_bytes: at_least("store-bytes", raw.store_bytes.unwrap_or(512 << 20), MIN_STORE)?,
+            cache_bytes: at_least("cache-bytes", raw.cache_bytes.unwrap_or(128 << 20), MIN_CACHE)?,
             pins_socket: raw.pins_socket.unwrap_or_else(|| store.join("pins.sock")),
             allow_registries,
             allow_application_credentials,
@@ -321,6 +330,8 @@ impl Raw {
             config: self.config,
             registries_conf: self.registries_conf.or(file.registries_conf),
             store: self.store.or(file.store),
+            store_bytes: self.store_bytes.or(file.store_bytes),
+            cache_bytes: self.cache_bytes.or(file.cache_bytes),
             pins_socket: self.pins_socket.or(file.pins_socket),
             allow_registries: self.allow_registries.or(file.allow_registries),
             egress: file.egress,
@@ -382,8 +393,19 @@ fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(name: &'static str, texts
         .collect()
 }
 
+/// Bytes of a store that holds something.
+const MIN_STORE: u64 = 4 << 20;
+
+/// Bytes of a cache that holds something.
+const MIN_CACHE: u64 = 1 << 20;
+
 /// Memory with which Helm and Kustomize render something, in bytes.
 const MIN_TOOL_MEMORY: u64 = 256 << 20;
+
+fn at_least(name: &'static str, bytes: u64, least: u64) -> Result<u64, ConfigError> {
+    let reason = || format!("{bytes} bytes are too few: write at least {least}");
+    if bytes < least { Err(ConfigError::Setting { name, reason: reason() }) } else { Ok(bytes) }
+}
 
 /// Refuses a path that does not lead from the root, or to nothing: a sandbox would be without it in silence.
 fn existing(name: &'static str, path: &Path) -> Result<(), ConfigError> {

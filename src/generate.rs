@@ -30,7 +30,6 @@ use crate::parameters::Mode;
 use crate::pin::{Freshness, Given, Pin, Usage};
 use crate::placeholder::Scan;
 use crate::placeholder::near_miss::near_miss;
-use crate::registry::TagSource;
 use crate::render::{Plan, Purpose, RenderError, Tools};
 use crate::resolve::{Question, Resolver};
 use crate::rules::{Reader, Rules, Target};
@@ -64,7 +63,7 @@ pub struct Generated {
 impl Generated {
     /// The pins as one text, for the log.
     pub fn pins_text(&self) -> String {
-        let pins: Vec<String> = self.pins.iter().map(|pin| format!("{}:{}", pin.repository.text(), pin.pinned)).collect();
+        let pins: Vec<String> = self.pins.iter().map(|pin| format!("{}:{}", pin.repository.text(), pin.choice.pinned)).collect();
         pins.join(" ")
     }
 
@@ -87,12 +86,12 @@ impl Generated {
 ///
 /// All [`Failures`] that can be found, each with its place: also those of the rendered text, as far as the tool runs without the pins
 /// that are missing.
-pub async fn generate<S: TagSource + 'static>(
+pub async fn generate(
     checkout: &Checkout,
     application: &Application,
     tools: &Tools,
     image_paths: &[ImagePath],
-    resolver: &Resolver<S>,
+    resolver: &Resolver,
     deadline: Option<Instant>,
     clock: &Clock,
 ) -> Result<Generated, Failures> {
@@ -106,7 +105,7 @@ pub async fn generate<S: TagSource + 'static>(
     };
     failures.extend(rules.iter().flat_map(|rules| misplaced(rules, plan.tool())));
     failures.extend(rules.iter().flat_map(|rules| replaced_lists(rules, &plan)));
-    let places = rules.as_ref().map(Answering::<S>::places).unwrap_or_default();
+    let places = rules.as_ref().map(Answering::places).unwrap_or_default();
     plan.probe(&places.of(plan.tool()), tools).await;
     let Inputs { scans, mut asks, failures: found, overridden } = Inputs::read(&plan, rules.as_ref());
     failures.extend(found);
@@ -328,11 +327,11 @@ fn unknown_names(given: &Given, asks: &[Ask], overridden: Vec<(Repository, Strin
 /// # Errors
 ///
 /// As [`check`].
-pub async fn survey<S: TagSource + 'static>(
+pub async fn survey(
     checkout: &Checkout,
     application: &Application,
     tools: &Tools,
-    resolver: &Resolver<S>,
+    resolver: &Resolver,
 ) -> Result<BTreeMap<String, String>, Failures> {
     let rules = read_rules(checkout, application)?;
     let given = read_given(checkout, application)?;
@@ -347,7 +346,7 @@ pub async fn survey<S: TagSource + 'static>(
         let Question { repository, policy, .. } = &ask.question;
         let pinned = match given.get(ask.alias.as_deref(), repository, policy) {
             Some(pinned) => Some(pinned.clone()),
-            None => resolver.last(&ask.question).await,
+            None => resolver.last(&ask.question, &application.project).await,
         };
         let name = ask.alias.unwrap_or_else(|| repository.text().to_owned());
         if let Some(pinned) = pinned {

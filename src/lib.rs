@@ -11,8 +11,8 @@
 //!               generate ─ rules ─ placeholder::find                     pure
 //!                          ├─ render::Plan ─ values: image of each       pure
 //!                          ▼
-//!                        resolve ─▶ cache ─▶ client ─▶ registry
-//!                          │          └─▶ store: last known good pins
+//!                        resolve ─▶ registry: record ─▶ client ─▶ registry
+//!                          │          └─▶ store: records, last known good pins
 //!                          │         policy.select                       pure
 //!                          ▼ pins
 //!               placeholder::substitute ─▶ render ─▶ process ─▶ helm (warm, or a process) | kustomize
@@ -42,6 +42,7 @@
 //! | module | subject |
 //! |---|---|
 //! | [`registry`] | asking registries, remembering what they said |
+//! | [`store`], [`shares`], [`clock`] | what survives a restart, the tenants' shares of bytes, the time of day |
 //! | [`resolve`] | questions become pins, fresh or last known good |
 //! | [`workspace`] | the checkout that is only read, the directory of one render |
 //! | [`render`], [`process`] | Helm, Kustomize and directories, as Argo CD does it |
@@ -59,6 +60,7 @@
 
 pub mod application;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod egress;
 pub mod failure;
@@ -75,6 +77,8 @@ pub mod render;
 pub mod resolve;
 pub mod rules;
 pub mod server;
+pub mod shares;
+pub mod store;
 pub mod telemetry;
 pub mod turn;
 pub mod values;

@@ -4,18 +4,27 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use pinion::cli::{Cli, Log, LogFormat, Outcome, Usage};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     // What whoever started us left open is nothing for the tools that we start.
     close_fds::set_fds_cloexec(3, &[]);
+    // Only a build for tests has points at which it fails on purpose.
+    let _failing = fail::FailScenario::setup();
     let cli = Cli::parse();
     if let Err(error) = start_logging(&cli.log) {
         eprintln!("error: `--log-level`: {error}");
         return ExitCode::from(2);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(cli.run()));
+    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        runtime.block_on(async {
+            // A file that would exceed the process's limit is then an error of the write, and not the end of the process.
+            let _handled = signal(SignalKind::from_raw(libc::SIGXFSZ));
+            cli.run().await
+        })
+    });
     match ended {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::NoPermittedTag) => ExitCode::from(3),

@@ -16,8 +16,9 @@ use crate::policy::{Funnel, Policy, Step};
 /// Pins that one record may hold.
 const MAX_PINS: usize = 5000;
 
-/// A tag, with the digest that it had.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A tag, with the digest that it had. Written as `tag[@digest]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Pinned {
     pub tag: Tag,
     pub digest: Option<Digest>,
@@ -39,6 +40,72 @@ impl FromStr for Pinned {
             Some((tag, digest)) => Ok(Self { tag: tag.parse()?, digest: Some(digest.parse()?) }),
             None => Ok(Self { tag: text.parse()?, digest: None }),
         }
+    }
+}
+
+impl TryFrom<String> for Pinned {
+    type Error = ImageError;
+
+    fn try_from(text: String) -> Result<Self, ImageError> {
+        text.parse()
+    }
+}
+
+impl From<Pinned> for String {
+    fn from(pinned: Pinned) -> Self {
+        pinned.to_string()
+    }
+}
+
+/// What was chosen for a question, and from what. The form that is stored, sent to a peer and printed for programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "ChoiceFields", into = "ChoiceFields")]
+pub struct Choice {
+    pub pinned: Pinned,
+    /// When the image was built, where the policy asked for it.
+    pub created: Option<Timestamp>,
+    /// When the listing was read that it was chosen from; none for a given tag and for a fallback.
+    pub listed: Option<Timestamp>,
+    /// What each step rejected, when it was chosen.
+    pub considered: Option<Considered>,
+}
+
+impl Choice {
+    /// A tag that was not chosen from a listing.
+    pub fn told(pinned: Pinned) -> Self {
+        Self { pinned, created: None, listed: None, considered: None }
+    }
+}
+
+/// [`Choice`] as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ChoiceFields {
+    tag: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digest: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    created: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    listed: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    considered: Option<Considered>,
+}
+
+impl TryFrom<ChoiceFields> for Choice {
+    type Error = ImageError;
+
+    fn try_from(fields: ChoiceFields) -> Result<Self, ImageError> {
+        let ChoiceFields { tag, digest, created, listed, considered } = fields;
+        let digest = digest.map(|digest| digest.parse()).transpose()?;
+        Ok(Self { pinned: Pinned { tag: tag.parse()?, digest }, created, listed, considered })
+    }
+}
+
+impl From<Choice> for ChoiceFields {
+    fn from(choice: Choice) -> Self {
+        let Choice { pinned: Pinned { tag, digest }, created, listed, considered } = choice;
+        Self { tag: tag.to_string(), digest: digest.map(|digest| digest.to_string()), created, listed, considered }
     }
 }
 
@@ -71,14 +138,8 @@ pub enum Usage {
 pub struct Pin {
     pub repository: Repository,
     pub policy: Policy,
-    pub pinned: Pinned,
-    /// When the image was built, where the policy asked for it.
-    pub created: Option<Timestamp>,
+    pub choice: Choice,
     pub freshness: Freshness,
-    /// When the listing was read that it was chosen from; none for a given tag and for a fallback.
-    pub listed: Option<Timestamp>,
-    /// What each step rejected, when it was chosen.
-    pub considered: Option<Considered>,
     pub usage: Usage,
 }
 
@@ -88,11 +149,8 @@ pub struct Pin {
 pub struct Report {
     pub image: String,
     pub policy: String,
-    pub tag: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub created: Option<Timestamp>,
+    #[serde(flatten)]
+    pub choice: Choice,
     /// After a render: `used`, or `unused` if the tag is nowhere in the manifests.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<&'static str>,
@@ -104,11 +162,6 @@ pub struct Report {
     /// Why a pin is not fresh.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// When the listing was read that it was chosen from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub listed: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub considered: Option<Considered>,
 }
 
 /// How many tags there were and why each was rejected; printed for programs, and kept with a pin.
@@ -174,9 +227,7 @@ impl Pin {
         Report {
             image: self.repository.text().to_owned(),
             policy: self.policy.to_string(),
-            tag: self.pinned.tag.to_string(),
-            digest: self.pinned.digest.as_ref().map(ToString::to_string),
-            created: self.created,
+            choice: self.choice.clone(),
             state: match self.usage {
                 Usage::Unknown => None,
                 Usage::Used => Some("used"),
@@ -185,8 +236,6 @@ impl Pin {
             freshness,
             since,
             reason,
-            listed: self.listed,
-            considered: self.considered.clone(),
         }
     }
 }
@@ -228,7 +277,7 @@ struct Lock {
 struct LockedPin {
     image: String,
     policy: String,
-    pin: String,
+    pin: Pinned,
 }
 
 impl Given {
@@ -268,7 +317,7 @@ impl Given {
         for entry in lock.pins {
             let fault = |source| GivenError::Pinned { name: printable(&entry.image), source };
             let repository: Repository = entry.image.parse().map_err(fault)?;
-            self.by_question.insert((repository, entry.policy.clone()), entry.pin.parse().map_err(fault)?);
+            self.by_question.insert((repository, entry.policy), entry.pin);
         }
         Ok(())
     }
@@ -311,14 +360,18 @@ pub fn lock(pins: &[Pin]) -> Result<String, TwoPins> {
     let given = pins.iter().filter(is_given).filter(|pin| others.iter().all(|other| !is_same(pin, other)));
     let kept: Vec<&Pin> = others.iter().copied().chain(given).collect();
     for (index, pin) in kept.iter().enumerate() {
-        if let Some(other) = kept[..index].iter().find(|other| is_same(pin, other) && pin.pinned != other.pinned) {
+        if let Some(other) = kept[..index].iter().find(|other| is_same(pin, other) && pin.choice.pinned != other.choice.pinned) {
             let question = format!("{} {}", pin.repository, pin.policy);
-            return Err(TwoPins { question, pins: [other.pinned.to_string(), pin.pinned.to_string()] });
+            return Err(TwoPins { question, pins: [other.choice.pinned.to_string(), pin.choice.pinned.to_string()] });
         }
     }
     let mut entries: Vec<LockedPin> = kept
         .into_iter()
-        .map(|pin| LockedPin { image: pin.repository.to_string(), policy: pin.policy.to_string(), pin: pin.pinned.to_string() })
+        .map(|pin| LockedPin {
+            image: pin.repository.to_string(),
+            policy: pin.policy.to_string(),
+            pin: pin.choice.pinned.clone(),
+        })
         .collect();
     entries.sort_by(|a, b| (&a.image, &a.policy).cmp(&(&b.image, &b.policy)));
     entries.dedup_by(|a, b| (&a.image, &a.policy) == (&b.image, &b.policy));
@@ -344,11 +397,8 @@ mod tests {
         Pin {
             repository: image.parse().expect("an image"),
             policy: Policy::parse(&settings, Notation::Placeholder).expect("a policy"),
-            pinned: pinned.parse().expect("a pin"),
-            created: None,
+            choice: Choice::told(pinned.parse().expect("a pin")),
             freshness: Freshness::Fresh,
-            listed: None,
-            considered: None,
             usage: Usage::Unknown,
         }
     }
@@ -371,7 +421,7 @@ mod tests {
         let mut given = Given::default();
         given.add_lock(&text).expect("own form");
         for pin in &pins {
-            assert_eq!(given.get(None, &pin.repository, &pin.policy), Some(&pin.pinned), "{text}");
+            assert_eq!(given.get(None, &pin.repository, &pin.policy), Some(&pin.choice.pinned), "{text}");
         }
         let mut other_order = pins.to_vec();
         other_order.reverse();

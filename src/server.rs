@@ -29,7 +29,6 @@ use crate::failure::{Failures, chain};
 use crate::generate::clock::Clock;
 use crate::generate::{Generated, generate, survey};
 use crate::process::Child;
-use crate::registry::TagSource;
 use crate::render::{Tools, environment};
 use crate::resolve::Resolver;
 use crate::telemetry::Metrics;
@@ -52,17 +51,17 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
 const MAX_MESSAGE: usize = 6000;
 
 /// Answers Argo CD.
-pub struct Service<S> {
+pub struct Service {
     pub plugin: Plugin,
     pub config: Arc<Config>,
-    pub resolver: Arc<Resolver<S>>,
+    pub resolver: Arc<Resolver>,
     pub reception: Reception,
     pub renders: Renders,
     pub metrics: Arc<Metrics>,
     pub board: Arc<Board>,
 }
 
-impl<S: TagSource + 'static> Service<S> {
+impl Service {
     /// Receives a request until the deadline.
     async fn received(
         &self,
@@ -78,7 +77,7 @@ impl<S: TagSource + 'static> Service<S> {
     /// Renders when its turn has come.
     async fn manifests(&self, received: &Received, deadline: Option<Instant>, clock: &Clock) -> Result<Generated, Status> {
         clock.begin("wait");
-        let application = application(received)?;
+        let (application, tenant) = (application(received)?, tenant(received));
         let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
         let (received, clock) = (received.clone(), clock.clone());
         let work = async move {
@@ -89,12 +88,13 @@ impl<S: TagSource + 'static> Service<S> {
             let generated = generated.map_err(|failures| refused("error generating manifests", &failures))?;
             Ok::<_, Status>(generated)
         };
-        self.renders.run(deadline, work).await.map_err(not_run)?
+        self.renders.run(deadline, &tenant, work).await.map_err(not_run)?
     }
 
     /// Is the application one for this plugin? Follows Argo CD's `matchRepository`: the first way that is configured decides.
     async fn matches(&self, received: &Received, deadline: Option<Instant>) -> Result<bool, Status> {
         let (discover, config) = (self.plugin.discover.clone(), Arc::clone(&self.config));
+        let tenant = tenant(received);
         let received = received.clone();
         let work = async move {
             let checkout = received.checkout()?;
@@ -113,12 +113,12 @@ impl<S: TagSource + 'static> Service<S> {
                 words => Ok(command(words, &checkout, &received, &config.tools).await.is_ok_and(|output| !output.is_empty())),
             }
         };
-        self.renders.run(deadline, work).await.map_err(not_run)?
+        self.renders.run(deadline, &tenant, work).await.map_err(not_run)?
     }
 
     /// What `plugin.yaml` announces, with the application's images and pins in place of the defaults.
     async fn announce(&self, received: &Received, deadline: Option<Instant>) -> Result<Vec<ParameterAnnouncement>, Status> {
-        let application = application(received)?;
+        let (application, tenant) = (application(received)?, tenant(received));
         let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
         let (dynamic, received) = (self.plugin.dynamic.clone(), received.clone());
         let work = async move {
@@ -133,7 +133,7 @@ impl<S: TagSource + 'static> Service<S> {
             }
             Ok::<_, Status>((announced, survey(&checkout, &application, &config.tools, &resolver).await, application))
         };
-        let (mut all, surveyed, application) = self.renders.run(deadline, work).await.map_err(not_run)??;
+        let (mut all, surveyed, application) = self.renders.run(deadline, &tenant, work).await.map_err(not_run)??;
         all.extend(self.plugin.parameters.iter().cloned());
         // What cannot be found out leaves the announcements as they are: the page that asks shall open.
         match surveyed {
@@ -150,7 +150,7 @@ impl<S: TagSource + 'static> Service<S> {
 }
 
 #[tonic::async_trait]
-impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
+impl ConfigManagementPluginService for Service {
     async fn generate_manifest(
         &self,
         request: Request<Streaming<AppStreamRequest>>,
@@ -168,7 +168,8 @@ impl<S: TagSource + 'static> ConfigManagementPluginService for Service<S> {
         };
         let application = account.close(&generated);
         let generated = generated?;
-        self.board.set(&application, &generated);
+        let project = received.as_ref().map(tenant).unwrap_or_default();
+        self.board.set(&application, &project, &generated);
         // Argo CD splits each string into documents itself.
         Ok(Response::new(ManifestResponse { manifests: vec![generated.manifests], source_type: String::new() }))
     }
@@ -227,6 +228,11 @@ async fn command(words: &[String], checkout: &Checkout, received: &Received, too
         sandbox: sandbox.executing(checkout.root()).writing(workspace.path()),
     };
     child.run().await.map(|output| output.stdout).map_err(|error| Status::failed_precondition(short(&chain(&error))))
+}
+
+/// The AppProject: what a request uses is charged to it.
+fn tenant(received: &Received) -> String {
+    received.variable("ARGOCD_APP_PROJECT_NAME").unwrap_or_default()
 }
 
 fn application(received: &Received) -> Result<Application, Status> {

@@ -20,6 +20,7 @@ use crate::process::pool::Counts;
 use crate::process::sandbox::{Guarantee, Mode, Sandboxes};
 use crate::render::memo::Memo;
 use crate::server::renders::Gauges;
+use crate::store;
 
 /// Registries that have numbers of their own; applications name registries, so all further ones are `other`.
 const MAX_REGISTRIES: usize = 100;
@@ -175,6 +176,38 @@ impl Metrics {
     pub fn memo(&mut self, memo: &Memo) {
         self.registry.register("memo_texts", "Rendered texts that are kept", memo.texts.clone());
         self.registry.register("memo_bytes", "Bytes of rendered texts that are kept, packed", memo.bytes.clone());
+    }
+
+    /// Shows what is remembered in memory, and the budget of it all.
+    pub fn memory<'g>(&mut self, parts: impl IntoIterator<Item = (&'static str, &'g Gauge)>, budget: u64) {
+        let all = self.registry.sub_registry_with_prefix("memory");
+        for (part, gauge) in parts {
+            all.sub_registry_with_label(("part".into(), part.into())).register(
+                "bytes",
+                "Bytes of tags, metadata, pins and shown pins in memory, by part",
+                gauge.clone(),
+            );
+        }
+        let limit: Gauge = Gauge::default();
+        limit.set(i64::try_from(budget).unwrap_or(i64::MAX));
+        self.registry.register("memory_budget_bytes", "What `--cache-bytes` permits for the sum of pinion_memory_bytes", limit);
+    }
+
+    /// Shows what the store counts.
+    pub fn store(&mut self, counts: &store::Counts) {
+        let registry = &mut self.registry;
+        registry.register("store_bytes", "Bytes of the store's file that are in use", counts.bytes.clone());
+        registry.register("store_writes", "Batches that the store has written", counts.writes.clone());
+        registry.register(
+            "store_failed_writes",
+            "Batches that the store could not write, and tries again",
+            counts.failed_writes.clone(),
+        );
+        registry.register(
+            "store_dropped",
+            "Changes that the store could not write for so long that they were dropped",
+            counts.dropped.clone(),
+        );
     }
 
     /// Shows what the sandbox of tools keeps on this kernel.

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::manifest::{ManifestArguments, Rendered, read_manifest};
-use super::{Outcome, configured, resolver};
+use super::{Outcome, STORED, configured, resolver};
 use crate::application::{Application, PARAMETERS};
 use crate::config;
 use crate::failure::{Failure, Failures};
@@ -96,7 +96,7 @@ impl Arguments {
         };
         let neighbour =
             Neighbour { socket: config.pins_socket.clone(), configuration: config.client.configuration(), patience: PATIENCE };
-        let resolver = resolver(&config, Hits::default(), Some(neighbour));
+        let resolver = resolver(&config, Hits::default(), Some(neighbour), false);
         let (mut failures, mut done) = (Vec::new(), Vec::new());
         let mut clock = started;
         for Rendered { label, application, checkout } in &mut renders {
@@ -119,6 +119,7 @@ impl Arguments {
             }
             clock = Clock::start("prepare");
         }
+        resolver.flush(STORED).await;
         if !failures.is_empty() {
             return Err(Failures(failures).into());
         }
@@ -193,16 +194,14 @@ pub fn table(pins: &[Pin]) -> String {
         Usage::Unused => format!("unused, {}", freshness(pin)),
         Usage::Used | Usage::Unknown => freshness(pin),
     };
-    let chosen = |pin: &Pin| match &pin.considered {
+    let chosen = |pin: &Pin| match &pin.choice.considered {
         Some(considered) => format!("1 of {} ({} permitted)", considered.tags, considered.permitted),
         None => String::new(),
     };
     let mut rows = vec![["IMAGE", "POLICY", "PIN", "CHOSEN", "STATE"].map(str::to_owned)];
-    rows.extend(
-        pins.iter().map(|pin| {
-            [pin.repository.text().to_owned(), pin.policy.to_string(), pin.pinned.to_string(), chosen(pin), state(pin)]
-        }),
-    );
+    rows.extend(pins.iter().map(|pin| {
+        [pin.repository.text().to_owned(), pin.policy.to_string(), pin.choice.pinned.to_string(), chosen(pin), state(pin)]
+    }));
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..5).map(width).collect();
     let line = |row: &[String; 5]| {

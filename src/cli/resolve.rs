@@ -2,14 +2,14 @@
 
 use clap::Args;
 
-use super::{Format, Outcome, Usage, configured, print, resolver, write};
+use super::{Format, Outcome, STORED, Usage, configured, print, resolver, write};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::image::Repository;
 use crate::pin::{Considered, Freshness, Pin};
 use crate::placeholder::words::{Spec, Target, Words};
 use crate::registry::Access;
-use crate::resolve::{Question, ResolveError};
+use crate::resolve::{Caller, Question, ResolveError};
 use crate::telemetry::Hits;
 
 /// Print the newest permitted tag of an image
@@ -48,7 +48,9 @@ impl Arguments {
     pub async fn run(self) -> anyhow::Result<Outcome> {
         let question = question(self.words)?;
         let config = configured(self.config)?;
-        let answer = resolver(&config, Hits::default(), None).resolve(std::slice::from_ref(&question), None).await.remove(0);
+        let resolver = resolver(&config, Hits::default(), None, false);
+        let answer = resolver.resolve(std::slice::from_ref(&question), Caller::default()).await.remove(0);
+        resolver.flush(STORED).await;
         let pin = match answer {
             Ok(pin) => pin,
             Err(error) => {
@@ -67,7 +69,7 @@ impl Arguments {
             eprintln!("{}", explain(&pin));
         }
         match self.output {
-            Format::Text => write(&format!("{}\n", pin.pinned))?,
+            Format::Text => write(&format!("{}\n", pin.choice.pinned))?,
             format => print(format, &pin.report())?,
         }
         Ok(Outcome::Done)
@@ -89,17 +91,17 @@ fn question(mut words: Words) -> Result<Question, Usage> {
     };
     let repository: Repository =
         repository.ok_or_else(|| Usage("name an image, as in `pinion resolve ghcr.io/acme/web:~1.2`".into()))?;
-    let access = pull_secret.as_deref().map_or_else(Access::operator, Access::secret);
+    let access = pull_secret.as_deref().map_or(Access::Operator, Access::application);
     Ok(Question { repository, policy: *policy, access })
 }
 
 /// Why this tag: the funnel, the date, and how current the answer is.
 pub fn explain(pin: &Pin) -> String {
     let mut lines = vec![format!("{} {}", pin.repository, pin.policy)];
-    lines.extend(pin.considered.as_ref().map(ToString::to_string));
-    let created = pin.created.map(|created| format!(", built {created:.0}")).unwrap_or_default();
-    lines.push(format!("{:>7} {}{created}", "=>", pin.pinned));
-    lines.push(match (&pin.freshness, pin.listed) {
+    lines.extend(pin.choice.considered.as_ref().map(ToString::to_string));
+    let created = pin.choice.created.map(|created| format!(", built {created:.0}")).unwrap_or_default();
+    lines.push(format!("{:>7} {}{created}", "=>", pin.choice.pinned));
+    lines.push(match (&pin.freshness, pin.choice.listed) {
         (Freshness::Fresh, Some(listed)) => format!("tags read {listed:.0}"),
         (Freshness::Fresh, None) => "fresh".into(),
         (Freshness::Given, _) => "given by the application".into(),

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use super::{Outcome, configured, resolver};
+use super::{Outcome, STORED, configured, resolver};
 use crate::config;
 use crate::failure::{Failure, Failures, chain};
 use crate::process::pool::{Counts, Limits, Pool};
@@ -169,10 +169,13 @@ impl Arguments {
         config.tools.memo.iter().for_each(|memo| metrics.memo(memo));
         metrics.helm(&config.tools.templates, &workers);
         metrics.sandbox(&config.tools.sandboxes);
-        let metrics = Arc::new(metrics);
-        let board = Arc::new(Board::default());
+        let board = Arc::new(Board::new(config.cache_bytes / 8));
         let client = config.client.clone();
-        let resolver = Arc::new(resolver(&config, hits, None));
+        let resolver = Arc::new(resolver(&config, hits, None, true));
+        resolver.preload().await;
+        metrics.memory(resolver.gauges().into_iter().chain([("shown", board.gauge())]), config.cache_bytes);
+        metrics.store(resolver.store_counts());
+        let metrics = Arc::new(metrics);
         let mut tasks = JoinSet::new();
         let pins_socket = listen_for_pins(&config.pins_socket, &resolver, &client, &mut tasks);
         if let Some(path) = config.registries_conf.clone() {
@@ -188,7 +191,7 @@ impl Arguments {
         let service = Service {
             plugin,
             config: Arc::new(config),
-            resolver,
+            resolver: Arc::clone(&resolver),
             reception,
             renders,
             metrics: Arc::clone(&metrics),
@@ -235,6 +238,9 @@ impl Arguments {
             }
         }
         admin.abort();
+        if !resolver.flush(STORED).await {
+            tracing::warn!("what was learned last could not be stored");
+        }
         drop((tasks, pins_socket, socket));
         Ok(Outcome::Done)
     }
@@ -286,7 +292,7 @@ fn tell_sandbox(sandboxes: &Sandboxes) {
 }
 
 /// Answers `pinion generate` processes. Without it they find out by themselves, so that no failure here is one of the server's.
-fn listen_for_pins(path: &Path, resolver: &Arc<Resolver<Client>>, client: &Client, tasks: &mut JoinSet<()>) -> Option<Socket> {
+fn listen_for_pins(path: &Path, resolver: &Arc<Resolver>, client: &Client, tasks: &mut JoinSet<()>) -> Option<Socket> {
     let mut socket = match Socket::bind(path) {
         Ok(socket) => socket,
         Err(error) => {

@@ -11,22 +11,21 @@ use crate::image::{Reference, Repository, printable};
 use crate::manifest::sightings::{Sighting, Sought};
 use crate::manifest::{self, Document, ImagePath};
 use crate::parameters::Mode;
-use crate::pin::{Freshness, Given, Pin, Pinned, Usage};
+use crate::pin::{Choice, Freshness, Given, Pin, Pinned, Usage};
 use crate::placeholder::image::beside_each;
 use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, Scan};
-use crate::registry::TagSource;
 use crate::render::Targets;
-use crate::resolve::{Question, Resolver};
+use crate::resolve::{Caller, Question, Resolver};
 use crate::rules::{HelmTarget, Rule, Rules, Target};
 use crate::turn::aside;
 
 /// What is known while one application is rendered.
-pub(super) struct Answering<'a, S> {
+pub(super) struct Answering<'a> {
     application: &'a Application,
     /// None if they cannot be read.
     rules: Option<&'a Rules>,
     given: Given,
-    resolver: &'a Resolver<S>,
+    resolver: &'a Resolver,
     /// When the caller gives up.
     deadline: Option<Instant>,
     /// Every question's pin once, in the order in which they were met.
@@ -81,6 +80,9 @@ impl Asker {
     }
 }
 
+/// Different questions that one render may ask. Each costs a lookup, a pin in memory and one in the store.
+const MAX_QUESTIONS: usize = 1000;
+
 /// Rendered text with its placeholders and what they ask.
 struct Rendered<'t> {
     documents: Vec<Document>,
@@ -92,12 +94,12 @@ struct Rendered<'t> {
 
 pub(super) type Answers = BTreeMap<Wants, Pin>;
 
-impl<'a, S: TagSource + 'static> Answering<'a, S> {
+impl<'a> Answering<'a> {
     pub(super) fn new(
         application: &'a Application,
         rules: Option<&'a Rules>,
         given: Given,
-        resolver: &'a Resolver<S>,
+        resolver: &'a Resolver,
         deadline: Option<Instant>,
     ) -> Self {
         Self {
@@ -131,11 +133,8 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                     let pin = Pin {
                         repository: repository.clone(),
                         policy: policy.clone(),
-                        pinned: pinned.clone(),
-                        created: None,
+                        choice: Choice::told(pinned.clone()),
                         freshness: Freshness::Given,
-                        listed: None,
-                        considered: None,
                         usage: Usage::Unknown,
                     };
                     self.note(&ask, pin.clone(), is_rendered);
@@ -152,7 +151,7 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                 }
                 None => match self.answered(&ask.question) {
                     // One render has one answer to a question, whenever it is asked.
-                    Some(pin) if !needs_digest || pin.pinned.digest.is_some() => {
+                    Some(pin) if !needs_digest || pin.choice.pinned.digest.is_some() => {
                         self.note(&ask, pin.clone(), is_rendered);
                         answers.insert(ask.wants, pin);
                     }
@@ -160,13 +159,25 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                 },
             }
         }
+        let different: BTreeSet<String> = open.iter().map(|ask| ask.question.name()).collect();
+        let known = self.pins.iter().filter(|asked| asked.pin.freshness != Freshness::Given).count();
+        if known + different.len() > MAX_QUESTIONS {
+            let message = format!(
+                "it asks {} different questions about images, at most {MAX_QUESTIONS} are answered",
+                known + different.len()
+            );
+            let hint = "let images share policies, hold some with `pins` or a lock file, or split the application".to_owned();
+            failures.push(Failure::text("", message, Some(hint)));
+            return (answers, failures);
+        }
         let questions: Vec<Question> = open.iter().map(|ask| ask.question.clone()).collect();
-        let pins = if questions.is_empty() { Vec::new() } else { aside(self.resolver.resolve(&questions, self.deadline)).await };
+        let caller = Caller { tenant: &self.application.project, deadline: self.deadline };
+        let pins = if questions.is_empty() { Vec::new() } else { aside(self.resolver.resolve(&questions, caller)).await };
         for (ask, pin) in open.into_iter().zip(pins) {
             match pin {
-                Ok(pin) if ask.form == Form::Digest && pin.pinned.digest.is_none() => {
+                Ok(pin) if ask.form == Form::Digest && pin.choice.pinned.digest.is_none() => {
                     let message =
-                        format!("{}a digest is wanted here, and the pin `{}` has none", quoted(&ask.source), pin.pinned);
+                        format!("{}a digest is wanted here, and the pin `{}` has none", quoted(&ask.source), pin.choice.pinned);
                     let hint = match &pin.freshness {
                         Freshness::Fallback { reason } => format!("it is the fallback, because {reason}"),
                         _ => "let the policy pin it: `--with-digest` in a placeholder, `withDigest` in a rule".to_owned(),
@@ -199,7 +210,7 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
         let named = self.by_name.entry(ask.question.name()).or_default();
         let is_same = |index: &&usize| {
             let known: &Asked = &self.pins[**index];
-            known.question == ask.question && known.pin.pinned == pin.pinned
+            known.question == ask.question && known.pin.choice.pinned == pin.choice.pinned
         };
         match named.iter().find(is_same).copied() {
             Some(index) => self.pins[index].by.push(asker),
@@ -239,13 +250,13 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
             let name = pin.repository.text();
             match &rule.target {
                 Target::Manifests => {}
-                Target::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:{}", pin.pinned)),
+                Target::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:{}", pin.choice.pinned)),
                 Target::Helm(target) => {
                     let mut set =
                         |path: &Option<String>, value: String| targets.helm.extend(path.clone().map(|path| (path, value)));
                     set(&target.name, name.to_owned());
-                    set(&target.tag, pin.pinned.to_string());
-                    set(&target.spec, format!("{name}:{}", pin.pinned));
+                    set(&target.tag, pin.choice.pinned.to_string());
+                    set(&target.spec, format!("{name}:{}", pin.choice.pinned));
                 }
             }
         }
@@ -353,7 +364,7 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
             .collect();
         for (index, (rule, pin)) in rules.iter().enumerate() {
             let other = rules[..index].iter().find(|(other, _)| other.repository == rule.repository);
-            if let Some((other, _)) = other.filter(|(_, other)| other.pinned != pin.pinned) {
+            if let Some((other, _)) = other.filter(|(_, other)| other.choice.pinned != pin.choice.pinned) {
                 let message =
                     format!("rule `{}` and rule `{}` give `{}` different tags", other.alias, rule.alias, rule.repository);
                 let hint = "give each a target, such as `manifestTargets.helm`".to_owned();
@@ -364,7 +375,7 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
             return Ok(rendered.to_owned());
         }
         let pins: Vec<(&Repository, String)> =
-            rules.iter().map(|(rule, pin)| (&rule.repository, format!(":{}", pin.pinned))).collect();
+            rules.iter().map(|(rule, pin)| (&rule.repository, format!(":{}", pin.choice.pinned))).collect();
         let settled = answers.iter().filter(|(wants, _)| is_substituted && matches!(wants, Wants::Placeholder(_)));
         let settled: Vec<Reference> = settled.flat_map(|(_, pin)| references(pin)).collect();
         manifest::rewrite(rendered, &pins, &settled, further)
@@ -407,10 +418,10 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
             let is_part = || {
                 sighting.other_tags.is_empty()
                     && !self.is_for_images_alone(asked)
-                    && manifests.contains(asked.pin.pinned.tag.as_str())
+                    && manifests.contains(asked.pin.choice.pinned.tag.as_str())
             };
             let usage = if is_placed || self.is_found(asked, sighting) || is_part() { Usage::Used } else { Usage::Unused };
-            let Pin { repository, pinned, .. } = &asked.pin;
+            let Pin { repository, choice: Choice { pinned, .. }, .. } = &asked.pin;
             if usage == Usage::Unused
                 && !sighting.other_tags.is_empty()
                 && self.given.is_told(repository, asked.aliases(self.rules()))
@@ -474,7 +485,7 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
 
     /// Says where a pin that is nowhere in the manifests should have gone.
     fn unused(&self, asked: &Asked, sighting: &Sighting) -> String {
-        let Pin { repository, pinned, .. } = &asked.pin;
+        let Pin { repository, choice: Choice { pinned, .. }, .. } = &asked.pin;
         let other_tags: Vec<String> = sighting.other_tags.iter().take(3).map(|tag| format!("`{tag}`")).collect();
         let instead =
             if other_tags.is_empty() { String::new() } else { format!(", which have the image with {}", other_tags.join(", ")) };
@@ -510,10 +521,9 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                 _ => None,
             });
             let Some(rule) = rule else { continue };
-            let others = self
-                .pins
-                .iter()
-                .filter(|other| other.pin.repository == asked.pin.repository && other.pin.pinned != asked.pin.pinned);
+            let others = self.pins.iter().filter(|other| {
+                other.pin.repository == asked.pin.repository && other.pin.choice.pinned != asked.pin.choice.pinned
+            });
             for other in others {
                 let place = other.by.iter().find_map(|asker| match asker {
                     Asker::Input { place, .. } | Asker::Rendered { place, .. } => Some(place),
@@ -522,7 +532,7 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
                 let Some(place) = place else { continue };
                 notes.push(format!(
                     "rule `{}` gives `{}` the tag `{}`, but not where a placeholder stands: {place} gives `{}`",
-                    rule.alias, asked.pin.repository, asked.pin.pinned, other.pin.pinned
+                    rule.alias, asked.pin.repository, asked.pin.choice.pinned, other.pin.choice.pinned
                 ));
             }
         }
@@ -532,14 +542,14 @@ impl<'a, S: TagSource + 'static> Answering<'a, S> {
 
 /// The references that a placeholder's pin may have become.
 fn references(pin: &Pin) -> [Reference; 2] {
-    let Pinned { tag, digest } = pin.pinned.clone();
+    let Pinned { tag, digest } = pin.choice.pinned.clone();
     let whole = Reference { repository: pin.repository.clone(), tag: Some(tag), digest };
-    let by_digest = Reference { tag: whole.digest.is_none().then(|| pin.pinned.tag.clone()), ..whole.clone() };
+    let by_digest = Reference { tag: whole.digest.is_none().then(|| pin.choice.pinned.tag.clone()), ..whole.clone() };
     [whole, by_digest]
 }
 
 fn sought(pin: &Pin) -> Sought<'_> {
-    Sought { repository: &pin.repository, tag: &pin.pinned.tag, digest: pin.pinned.digest.as_ref() }
+    Sought { repository: &pin.repository, tag: &pin.choice.pinned.tag, digest: pin.choice.pinned.digest.as_ref() }
 }
 
 pub(super) const RENDERED: &str = "rendered manifests";
@@ -566,7 +576,7 @@ pub(super) fn substitute(scans: &[Option<Scan<'_>>], answers: &Answers, other: O
     for (data, scan) in scans.iter().enumerate() {
         let Some(scan) = scan else { continue };
         let value = |(index, placeholder): (usize, &Placeholder)| {
-            let Some(Pin { pinned, .. }) = answers.get(&Wants::Placeholder((data, index))) else {
+            let Some(Pin { choice: Choice { pinned, .. }, .. }) = answers.get(&Wants::Placeholder((data, index))) else {
                 return other.map(str::to_owned);
             };
             Some(match (placeholder.form, &pinned.digest) {

@@ -233,7 +233,7 @@ fn image_meaning(
 }
 
 fn question(repository: Repository, policy: &Policy, pull_secret: Option<&str>) -> Question {
-    let access = pull_secret.map_or_else(Access::operator, Access::secret);
+    let access = pull_secret.map_or(Access::Operator, Access::application);
     Question { repository, policy: policy.clone(), access }
 }
 

@@ -19,8 +19,8 @@ use crate::yaml::{self, Kind, Tree};
 /// `further` are places of images by the operator's word.
 pub(super) fn verify(rendered: &str, pins: &[&Pin], further: &[ImagePath]) -> Result<(), Failures> {
     let mut failures = Vec::new();
-    let tags: BTreeSet<&str> = pins.iter().map(|pin| pin.pinned.tag.as_str()).collect();
-    let pinned: BTreeSet<String> = pins.iter().map(|pin| pin.pinned.to_string()).collect();
+    let tags: BTreeSet<&str> = pins.iter().map(|pin| pin.choice.pinned.tag.as_str()).collect();
+    let pinned: BTreeSet<String> = pins.iter().map(|pin| pin.choice.pinned.to_string()).collect();
     for Document { range, above } in manifest::documents(rendered) {
         let document = &rendered[range];
         let first = failures.len();

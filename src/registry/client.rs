@@ -1,8 +1,8 @@
-//! Asking a registry: the [`TagSource`] that goes over the network.
+//! Asking a registry over the network.
 //!
-//! A question becomes a [`call::Call`]: the route of the repository, the [`connection::Connection`] of its endpoint, the
-//! [`session::Session`] of its credential. Connections are built when they are first needed and kept; so are tokens, each until its end.
-//! Nothing else is kept: answers are the cache's business.
+//! [`Client::open`] takes one look at the configuration and decides the route of the repository, the [`connection::Connection`] of its
+//! endpoint and the [`session::Session`] of its credential; a configuration that is replaced meanwhile counts for the next one. Connections
+//! are built when they are first needed and kept; so are tokens, each until its end. Answers are not kept here.
 
 mod call;
 mod connection;
@@ -20,18 +20,17 @@ use tokio::time::Instant;
 
 use super::config::{RegistriesConfig, Route};
 use super::credential::docker::DockerConfig;
-use super::credential::helper::Helpers;
-use super::credential::{NOT_PERMITTED, Source};
+use super::credential::provider::{CredentialProvider, Found};
 use super::error::{Because, RegistryError};
 use super::metadata::{self, ACCEPT};
-use super::{Access, Blob, ImageConfig, Listing, Manifest, TagSource, Target, auth};
+use super::{Access, Blob, ImageConfig, Listing, Manifest, Target, auth};
 use crate::egress::{HostPattern, Policy, Refusal};
 use crate::image::{Digest, Repository, Tag};
 use crate::process::sandbox::Sandboxes;
 use crate::telemetry::Requests;
 use call::{Call, Kind};
 use connection::{Connection, Reply, Request};
-use session::{Origin, Session};
+use session::Session;
 
 /// Connections to registries that nobody declared which are kept at most.
 const CONNECTIONS: usize = 250;
@@ -49,7 +48,7 @@ pub struct Limits {
     pub page_bytes: usize,
     /// Most pages of one listing, repetitions included. Default: 1,000.
     pub pages: usize,
-    /// Most tags of one repository, illegal names included. Default: 1,000,000.
+    /// Most tags of one repository, illegal names included. Default: 500,000.
     pub tags: usize,
     /// Largest manifest, in bytes. Default: 4 MiB, which the OCI specification asks registries to accept.
     pub manifest_bytes: usize,
@@ -81,7 +80,7 @@ impl Default for Limits {
             read_timeout: Duration::from_secs(10),
             page_bytes: 32 << 20,
             pages: 1000,
-            tags: 1_000_000,
+            tags: 500_000,
             manifest_bytes: 4 << 20,
             config_bytes: 8 << 20,
             concurrency: 20,
@@ -91,6 +90,20 @@ impl Default for Limits {
             docker_config: DockerConfig::default_path(),
             sandboxes: Sandboxes::default(),
             requests: Requests::default(),
+        }
+    }
+}
+
+impl Limits {
+    /// The bounds of an answer that many may wait for at once: 512 KiB a page, 10,000 tags, 256 KiB a manifest or configuration.
+    #[must_use]
+    pub fn small(&self) -> Self {
+        Self {
+            page_bytes: self.page_bytes.min(512 << 10),
+            tags: self.tags.min(10_000),
+            manifest_bytes: self.manifest_bytes.min(256 << 10),
+            config_bytes: self.config_bytes.min(256 << 10),
+            ..self.clone()
         }
     }
 }
@@ -105,7 +118,9 @@ pub struct Client {
 struct Shared {
     registries: RwLock<Arc<RegistriesConfig>>,
     limits: Arc<Limits>,
-    docker: DockerConfig,
+    /// For answers that many may wait for at once.
+    small: Limits,
+    credentials: CredentialProvider,
     /// By prefix and address.
     connections: Mutex<HashMap<String, Arc<Connection>>>,
 }
@@ -116,7 +131,12 @@ impl Client {
         Self {
             shared: Arc::new(Shared {
                 registries: RwLock::new(Arc::new(config)),
-                docker: DockerConfig::new(limits.docker_config.clone()),
+                credentials: CredentialProvider {
+                    docker: DockerConfig::new(limits.docker_config.clone()),
+                    sandboxes: limits.sandboxes.clone(),
+                    permits_operator_sources: limits.allow_application_credentials,
+                },
+                small: limits.small(),
                 limits: Arc::new(limits),
                 connections: Mutex::default(),
             }),
@@ -141,57 +161,32 @@ impl Client {
         Arc::clone(&self.shared.registries.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Finds the credential for a route, and its name.
-    fn credential(&self, config: &RegistriesConfig, route: &Route, access: &Access) -> (String, Origin) {
-        let sandboxes = self.shared.limits.sandboxes.clone();
-        if access.is_anonymous {
-            return ("anonymous".to_owned(), Origin::Anonymous);
-        }
-        let helpers = || Helpers { hidden: config.credential_variables(), sandboxes };
-        if let Some(text) = access.source() {
-            return match text.parse::<Source>() {
-                Ok(source) if self.may_use(&source) => {
-                    (format!("application/{source}"), Origin::Source { source, helpers: helpers() })
-                }
-                Ok(source) => (format!("application/{source}"), Origin::Unusable(Because::cause(NOT_PERMITTED))),
-                Err(error) => ("application/unusable".to_owned(), Origin::Unusable(Arc::new(error))),
-            };
-        }
-        if let Some(source) = &route.endpoint.credentials {
-            return (source.to_string(), Origin::Source { source: source.clone(), helpers: helpers() });
-        }
-        let host = route.endpoint.authority();
-        // An address with a path is a registry within a host; its logins may be stored with that path.
-        let path = format!("{}/{}", route.endpoint.api_url.path().trim_matches('/'), route.path);
-        let path = path.trim_start_matches('/').to_owned();
-        match self.shared.docker.find(&host, &path) {
-            Ok(None) => ("anonymous".to_owned(), Origin::Anonymous),
-            Ok(Some(login)) => (login.identity(), Origin::Docker { login, helpers: helpers() }),
-            Err(cause) => ("docker-config:unusable".to_owned(), Origin::Unusable(cause)),
-        }
-    }
-
-    fn may_use(&self, source: &Source) -> bool {
-        !source.is_of_the_operator() || self.shared.limits.allow_application_credentials
-    }
-
-    /// Puts a question together.
-    async fn call(&self, repository: &Repository, access: &Access, deadline: Instant) -> Result<Call, RegistryError> {
-        let refused = |source| RegistryError::HostRefused { host: repository.registry().to_owned(), source };
+    /// Opens a repository: what is decided here counts for all that is asked through it.
+    pub fn open(&self, repository: &Repository, access: &Access) -> RepositoryClient {
         let config = self.config();
-        let route = config.route(repository).ok_or_else(|| refused(Refusal::Unreadable))?;
+        let refused = |source| RegistryError::HostRefused { host: repository.registry().to_owned(), source };
+        let (identity, opened) = match config.route(repository) {
+            None => ("anonymous".to_owned(), Err(refused(Refusal::Unreadable))),
+            Some(route) => {
+                let found = self.shared.credentials.find(&config, &route, access);
+                let order = route.endpoint.tag_order.map(|order| format!("{} ", order.as_str())).unwrap_or_default();
+                let host = if route.detour { format!("@{}", route.endpoint.authority()) } else { String::new() };
+                (format!("{order}{}{host}", found.identity), self.opened(repository, &route, found))
+            }
+        };
+        RepositoryClient { shared: Arc::clone(&self.shared), repository: repository.clone(), identity, opened }
+    }
+
+    fn opened(&self, repository: &Repository, route: &Route, found: Found) -> Result<Opened, RegistryError> {
         if let Some(allowed) = self.shared.limits.allowed_hosts.as_ref().filter(|_| !route.endpoint.declared) {
             let host = route.endpoint.authority();
             if !allowed.iter().any(|pattern| pattern.accepts(&host) || pattern.accepts(repository.registry())) {
-                return Err(refused(Refusal::NotAllowed));
+                return Err(RegistryError::HostRefused { host: repository.registry().to_owned(), source: Refusal::NotAllowed });
             }
         }
-        let (identity, origin) = self.credential(&config, &route, access);
-        let connection = self.connection(&route);
-        connection.check(&connection.endpoint.api_url).await?;
-        let session = connection.session(Session::new(identity, origin));
-        let scope = auth::scope(&connection.endpoint, &route.path);
-        Ok(Call { connection, session, repository: repository.to_string(), path: route.path, scope, deadline })
+        let connection = self.connection(route);
+        let session = connection.session(Session::new(found));
+        Ok(Opened { connection, session, path: route.path.clone() })
     }
 
     fn connection(&self, route: &Route) -> Arc<Connection> {
@@ -209,84 +204,68 @@ impl Client {
             }
         }
     }
+}
 
-    /// The archive of a chart in an OCI registry, as its manifest describes it. Asked for without a credential.
-    ///
-    /// # Errors
-    ///
-    /// [`RegistryError`], also when there is something else than a chart.
-    pub async fn chart(&self, repository: &Repository, tag: &Tag, limit: usize) -> Result<Blob, RegistryError> {
-        let limits = &self.shared.limits;
-        self.within(repository, &Access::anonymous(), |call| async move {
-            let mut request = call.get(&format!("manifests/{tag}"), limits.manifest_bytes);
-            request.accept = Some(ACCEPT);
-            let reply = call.require(request, Kind::Other, format!("{}:{tag}", call.repository)).await?;
-            let blob = metadata::chart(&reply.body).map_err(|text| call.malformed(text))?;
-            if blob.size > limit as u64 { Err(call.too_large(connection::size(limit))) } else { Ok(blob) }
-        })
-        .await
+/// A repository as one credential sees it.
+#[derive(Clone, Debug)]
+pub struct RepositoryClient {
+    shared: Arc<Shared>,
+    repository: Repository,
+    identity: String,
+    /// What is asked, or why it may not be asked.
+    opened: Result<Opened, RegistryError>,
+}
+
+#[derive(Clone, Debug)]
+struct Opened {
+    connection: Arc<Connection>,
+    session: Arc<Session>,
+    /// The repository's path at the registry.
+    path: String,
+}
+
+/// How large an answer may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Size {
+    /// As large as nearly all are, so that many may be read at once: see [`Limits::small`].
+    Small,
+    /// As large as [`Limits`] permit.
+    Large,
+}
+
+impl RepositoryClient {
+    pub fn repository(&self) -> &Repository {
+        &self.repository
     }
 
-    /// The bytes of a blob, verified against its digest.
+    /// Names the credential that asks, without reading it: `anonymous`, `env:GHCR`, `docker-config:ghcr.io`. Stable, and free of secrets: a
+    /// cache key.
+    ///
+    /// Three more things that make a difference to the answer are in it: `@` and the host, where an image without a registry goes to another
+    /// registry than its canonical name says; `unusable`, where there is a credential that can't be read; and the order of the registry's
+    /// listings before it all, so that what was learned or chosen by one order, or by none, is never taken for another's.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// All tags. Complete, or an error.
     ///
     /// # Errors
     ///
     /// [`RegistryError`].
-    pub async fn blob(&self, repository: &Repository, blob: &Blob, limit: usize) -> Result<bytes::Bytes, RegistryError> {
-        self.within(repository, &Access::anonymous(), |call| async move { read_blob(&call, blob, limit).await }).await
+    pub async fn tags(&self, size: Size) -> Result<Listing, RegistryError> {
+        let limits = self.limits(size);
+        self.within(|call| async move { paging::list(&call, limits).await }).await
     }
 
-    /// Runs a question until its deadline.
-    async fn within<T, F>(
-        &self,
-        repository: &Repository,
-        access: &Access,
-        question: impl FnOnce(Call) -> F,
-    ) -> Result<T, RegistryError>
-    where
-        F: Future<Output = Result<T, RegistryError>>,
-    {
-        let time = self.shared.limits.deadline;
-        let deadline = Instant::now() + time;
-        let answer = async { question(self.call(repository, access, deadline).await?).await };
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(answer) => answer,
-            Err(_) => Err(RegistryError::Unavailable {
-                registry: repository.registry().to_owned(),
-                source: Because::cause(format!("there was no answer within {time:?}")),
-            }),
-        }
-    }
-}
-
-impl TagSource for Client {
-    /// The name of the credential that would be used, without reading it: `anonymous`, `env:GHCR`, `docker-config:ghcr.io`. Stable, and
-    /// free of secrets: a cache key. An application's own has `application/` before it, so that it never meets what the operator's read.
+    /// The digest that a tag points to now, as the registry says it; it is not verified against the manifest's bytes.
     ///
-    /// Three more things that make a difference to the answer are in it: `@` and the host, where an image without a registry goes to
-    /// another registry than its canonical name says; `unusable`, where there is a credential that can't be read; and the order of the
-    /// registry's listings before it all, so that what was learned or chosen by one order, or by none, is never taken for another's.
-    fn identity(&self, repository: &Repository, access: &Access) -> String {
-        let config = self.config();
-        match config.route(repository) {
-            Some(route) => {
-                let (identity, _) = self.credential(&config, &route, access);
-                let order = route.endpoint.tag_order.map(|order| format!("{} ", order.as_str())).unwrap_or_default();
-                let host = if route.detour { format!("@{}", route.endpoint.authority()) } else { String::new() };
-                format!("{order}{identity}{host}")
-            }
-            None => "anonymous".to_owned(),
-        }
-    }
-
-    async fn tags(&self, repository: &Repository, access: &Access) -> Result<Arc<Listing>, RegistryError> {
-        let limits = &self.shared.limits;
-        self.within(repository, access, |call| async move { paging::list(&call, limits).await.map(Arc::new) }).await
-    }
-
-    async fn digest(&self, repository: &Repository, tag: &Tag, access: &Access) -> Result<Digest, RegistryError> {
-        let limits = &self.shared.limits;
-        self.within(repository, access, |call| async move {
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub async fn digest(&self, tag: &Tag, size: Size) -> Result<Digest, RegistryError> {
+        let limits = self.limits(size);
+        self.within(|call| async move {
             let mut request = call.get(&format!("manifests/{tag}"), 0);
             request.method = Method::HEAD;
             request.accept = Some(ACCEPT);
@@ -301,14 +280,79 @@ impl TagSource for Client {
         .await
     }
 
-    async fn manifest(&self, repository: &Repository, target: &Target, access: &Access) -> Result<Arc<Manifest>, RegistryError> {
-        let limits = &self.shared.limits;
-        self.within(repository, access, |call| async move { read_manifest(&call, target, limits).await.map(Arc::new) }).await
+    /// A manifest, verified against its digest.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub async fn manifest(&self, target: &Target, size: Size) -> Result<Manifest, RegistryError> {
+        let limits = self.limits(size);
+        self.within(|call| async move { read_manifest(&call, target, limits).await }).await
     }
 
-    async fn config(&self, repository: &Repository, blob: &Blob, access: &Access) -> Result<Arc<ImageConfig>, RegistryError> {
+    /// The configuration of an image, verified against its digest.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub async fn config(&self, blob: &Blob, size: Size) -> Result<ImageConfig, RegistryError> {
+        let limits = self.limits(size);
+        self.within(|call| async move { read_config(&call, blob, limits).await }).await
+    }
+
+    /// The archive of a chart, as its manifest describes it.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`], also when there is something else than a chart.
+    pub async fn chart(&self, tag: &Tag, limit: usize) -> Result<Blob, RegistryError> {
         let limits = &self.shared.limits;
-        self.within(repository, access, |call| async move { read_config(&call, blob, limits).await.map(Arc::new) }).await
+        self.within(|call| async move {
+            let mut request = call.get(&format!("manifests/{tag}"), limits.manifest_bytes);
+            request.accept = Some(ACCEPT);
+            let reply = call.require(request, Kind::Other, format!("{}:{tag}", call.repository)).await?;
+            let blob = metadata::chart(&reply.body).map_err(|text| call.malformed(text))?;
+            if blob.size > limit as u64 { Err(call.too_large(connection::size(limit))) } else { Ok(blob) }
+        })
+        .await
+    }
+
+    /// The bytes of a blob, verified against its digest.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub async fn blob(&self, blob: &Blob, limit: usize) -> Result<bytes::Bytes, RegistryError> {
+        self.within(|call| async move { read_blob(&call, blob, limit).await }).await
+    }
+
+    fn limits(&self, size: Size) -> &Limits {
+        match size {
+            Size::Small => &self.shared.small,
+            Size::Large => &self.shared.limits,
+        }
+    }
+
+    /// Runs a question until its deadline.
+    async fn within<T, F>(&self, question: impl FnOnce(Call) -> F) -> Result<T, RegistryError>
+    where
+        F: Future<Output = Result<T, RegistryError>>,
+    {
+        let time = self.shared.limits.deadline;
+        let deadline = Instant::now() + time;
+        let Opened { connection, session, path } = self.opened.clone()?;
+        let answer = async {
+            connection.check(&connection.endpoint.api_url).await?;
+            let scope = auth::scope(&connection.endpoint, &path);
+            question(Call { connection, session, repository: self.repository.to_string(), path, scope, deadline }).await
+        };
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(RegistryError::Unavailable {
+                registry: self.repository.registry().to_owned(),
+                source: Because::cause(format!("there was no answer within {time:?}")),
+            }),
+        }
     }
 }
 

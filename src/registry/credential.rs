@@ -10,6 +10,7 @@
 
 pub(super) mod docker;
 pub(super) mod helper;
+pub(super) mod provider;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ pub enum Source {
 }
 
 /// Why a text is not a [`Source`]. It does not hold the text, which may be a password in the wrong place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum SourceError {
     #[error("write `env:NAME`, `ext:/path`, `secret:namespace/name#field` or `pullsecret:namespace/name`")]
     Unknown,

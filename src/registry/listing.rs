@@ -45,6 +45,21 @@ impl Listing {
     pub fn is_ordered(&self) -> bool {
         self.tags.first().is_some_and(|listed| listed.position.is_some())
     }
+
+    /// Is this tag listed?
+    pub fn holds(&self, tag: &Tag) -> bool {
+        self.tags.binary_search_by(|listed| listed.tag.cmp(tag)).is_ok()
+    }
+
+    /// Bytes in memory, roughly.
+    pub fn bytes(&self) -> u64 {
+        const ALLOCATION: usize = 16;
+        let own = |listed: &Listed| {
+            let digest = listed.digest.as_ref().map_or(0, |digest| digest.as_str().len() + ALLOCATION);
+            size_of::<Listed>() + listed.tag.as_str().len() + ALLOCATION + digest
+        };
+        self.tags.iter().map(own).sum::<usize>() as u64
+    }
 }
 
 /// A listing as it was stored, before its order is checked.

@@ -19,7 +19,7 @@ use crate::egress::fetch::{FetchError, Fetcher};
 use crate::failure::{chain, masked};
 use crate::image::{Digest, ImageError, Repository, Tag, printable};
 use crate::policy::Constraint;
-use crate::registry::{Access, Client, RegistryError, TagSource};
+use crate::registry::{Access, Client, RegistryError, Size};
 use crate::turn::aside;
 use index::{Entry, Index};
 
@@ -189,7 +189,7 @@ impl Charts {
         if lenient(version).is_some() {
             return Ok(in_registry(&repository, version)?);
         }
-        let listing = aside(self.registry.tags(&repository, &Access::anonymous())).await?;
+        let listing = aside(self.registry.open(&repository, &Access::Anonymous).tags(Size::Small)).await?;
         let versions = listing.tags.iter().filter_map(|listed| Version::parse(&listed.tag.as_str().replace('_', "+")).ok());
         let mut versions: Vec<Version> = versions.collect();
         versions.sort_by(|a, b| b.cmp_precedence(a));
@@ -212,12 +212,13 @@ impl Charts {
     pub async fn archive(&self, found: &Found) -> Result<Bytes, ChartError> {
         match &found.place {
             Place::Registry(repository, tag) => {
-                let blob = aside(self.registry.chart(repository, tag, MAX_ARCHIVE)).await?;
+                let opened = self.registry.open(repository, &Access::Anonymous);
+                let blob = aside(opened.chart(tag, MAX_ARCHIVE)).await?;
                 let origin = repository.to_string();
                 if let Some(kept) = self.kept(&origin, &blob.digest) {
                     return Ok(kept);
                 }
-                let bytes = aside(self.registry.blob(repository, &blob, MAX_ARCHIVE)).await?;
+                let bytes = aside(opened.blob(&blob, MAX_ARCHIVE)).await?;
                 self.keep(&origin, &blob.digest, &bytes);
                 Ok(bytes)
             }

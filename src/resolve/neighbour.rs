@@ -7,19 +7,18 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::Question;
-use crate::pin::{Considered, Freshness, Pin, Pinned, Usage};
+use crate::pin::{Choice, Freshness, Pin};
 use crate::placeholder::words::{Target, Words};
 use crate::registry::Access;
 
 /// The protocol's version: another one is not understood.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Longest line, in bytes.
 pub const MAX_LINE: u64 = 256 * 1024;
@@ -45,56 +44,43 @@ pub struct Request {
     repository: String,
     policy: String,
     secret: Option<String>,
-}
-
-/// A fresh pin.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Answer {
-    pin: String,
-    created: Option<Timestamp>,
-    listed: Option<Timestamp>,
-    considered: Option<Considered>,
+    /// The AppProject that asks.
+    pub tenant: String,
 }
 
 impl Neighbour {
-    /// A fresh pin and when its listing was read. [`None`] when there is nobody, or nobody who knows.
-    pub(super) async fn ask(&self, key: &str, question: &Question) -> Option<(Pin, Timestamp)> {
+    /// A fresh choice. [`None`] when there is nobody, or nobody who knows.
+    pub(super) async fn ask(&self, key: &str, question: &Question, tenant: &str) -> Option<Choice> {
+        let secret = match &question.access {
+            Access::Operator => None,
+            Access::Application(source) => Some(source.to_string()),
+            // What cannot be asked with it is told by this process.
+            Access::Anonymous | Access::Unusable(_) => return None,
+        };
         let request = Request {
             version: VERSION,
             configuration: self.configuration.clone(),
             key: key.to_owned(),
             repository: question.repository.text().to_owned(),
             policy: question.policy.to_string(),
-            secret: question.access.source().map(str::to_owned),
+            secret,
+            tenant: tenant.to_owned(),
         };
-        let answer = match timeout(self.patience, self.exchange(&request)).await {
-            Ok(Ok(answer)) => answer?,
+        match timeout(self.patience, self.exchange(&request)).await {
+            Ok(Ok(choice)) => choice,
             Ok(Err(error)) => {
                 // Nobody there is the usual case.
                 tracing::debug!(socket = %self.socket.display(), %error, "no other pinion was asked");
-                return None;
+                None
             }
             Err(_) => {
                 tracing::debug!(socket = %self.socket.display(), "the other pinion does not answer");
-                return None;
+                None
             }
-        };
-        let pinned: Pinned = answer.pin.parse().ok()?;
-        let pin = Pin {
-            repository: question.repository.clone(),
-            policy: question.policy.clone(),
-            pinned,
-            created: answer.created,
-            freshness: Freshness::Fresh,
-            listed: answer.listed,
-            considered: answer.considered,
-            usage: Usage::Unknown,
-        };
-        Some((pin, answer.listed?))
+        }
     }
 
-    async fn exchange(&self, request: &Request) -> io::Result<Option<Answer>> {
+    async fn exchange(&self, request: &Request) -> io::Result<Option<Choice>> {
         let mut stream = UnixStream::connect(&self.socket).await?;
         stream.write_all(&line(request)?).await?;
         let text = read_line(&mut stream).await?;
@@ -111,22 +97,14 @@ impl Request {
         let Target::Image { repository: None, policy } = Words::parse(&self.policy).ok()?.spec().ok()?.target else {
             return None;
         };
-        let access = self.secret.as_deref().map_or_else(Access::operator, Access::secret);
+        let access = self.secret.as_deref().map_or(Access::Operator, Access::application);
         Some(Question { repository: self.repository.parse().ok()?, policy: *policy, access })
     }
 }
 
-impl Answer {
-    /// An answer, if the pin is one to pass on.
-    pub fn of(pin: &Pin) -> Option<Self> {
-        let is_fresh = pin.freshness == Freshness::Fresh;
-        is_fresh.then(|| Self {
-            pin: pin.pinned.to_string(),
-            created: pin.created,
-            listed: pin.listed,
-            considered: pin.considered.clone(),
-        })
-    }
+/// The answer for a pin, if that is one to pass on.
+pub fn answer(pin: &Pin) -> Option<&Choice> {
+    (pin.freshness == Freshness::Fresh).then_some(&pin.choice)
 }
 
 /// A message as it is sent.
@@ -158,7 +136,7 @@ mod tests {
     fn request(policy: &str) -> Request {
         let (configuration, key) = ("c".to_owned(), "k".to_owned());
         let repository = "acme/web".to_owned();
-        Request { version: VERSION, configuration, key, repository, policy: policy.into(), secret: None }
+        Request { version: VERSION, configuration, key, repository, policy: policy.into(), secret: None, tenant: String::new() }
     }
 
     #[test]
@@ -167,7 +145,7 @@ mod tests {
         let question = request(policy).question("c").expect("a question");
         assert_eq!((question.policy.to_string().as_str(), question.repository.text()), (policy, "acme/web"));
         assert!(request(policy).question("other").is_none());
-        assert!(Request { version: 2, ..request(policy) }.question("c").is_none());
+        assert!(Request { version: VERSION + 1, ..request(policy) }.question("c").is_none());
         for policy in ["@alias", "acme/other:~1", "nonsense 1", "semver ~1 --no-such-flag"] {
             assert!(request(policy).question("c").is_none(), "{policy}");
         }

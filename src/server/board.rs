@@ -1,17 +1,15 @@
 //! What is pinned where, and why: the last pins of each application, for the admin port's `/api/v1/pins`.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::generate::Generated;
 use crate::pin::{Pin, Report};
-
-/// Applications that are remembered; those that were met first go first.
-const MAX_APPLICATIONS: usize = 20_000;
+use crate::shares::SharedCache;
 
 /// The last render of an application.
 #[derive(Debug, Serialize)]
@@ -23,39 +21,37 @@ struct Entry {
     pins: Vec<Report>,
 }
 
-/// All applications, by name.
-#[derive(Debug, Default)]
-pub struct Board(Mutex<Entries>);
-
-#[derive(Debug, Default)]
-struct Entries {
-    /// Each as the JSON that is shown: a fleet's take a fraction of the room so.
-    by_name: BTreeMap<String, Box<str>>,
-    /// Names, in the order in which they were met.
-    order: VecDeque<String>,
-}
+/// All applications, by name: each as the JSON that is shown. Bounded in bytes, which AppProjects share fairly.
+#[derive(Debug)]
+pub struct Board(SharedCache<String, Box<str>>);
 
 impl Board {
-    /// Remembers a render.
-    pub fn set(&self, application: &str, generated: &Generated) {
-        let pins = generated.pins.iter().map(Pin::report).collect();
-        let entry = Entry { application: application.to_owned(), tool: generated.tool, rendered: Timestamp::now(), pins };
-        // Nothing in it fails to be JSON.
-        let Ok(entry) = serde_json::to_string(&entry) else { return };
-        let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if entries.by_name.insert(application.to_owned(), entry.into()).is_none() {
-            entries.order.push_back(application.to_owned());
-        }
-        while entries.by_name.len() > MAX_APPLICATIONS {
-            let Some(oldest) = entries.order.pop_front() else { break };
-            entries.by_name.remove(&oldest);
-        }
+    /// An empty one of so many bytes.
+    pub fn new(most_bytes: u64) -> Self {
+        Self(SharedCache::new(most_bytes))
     }
 
-    /// All of it as JSON: an array of applications with their pins.
+    /// Remembers a render.
+    pub fn set(&self, application: &str, project: &str, generated: &Generated) {
+        let pins = generated.pins.iter().map(Pin::report).collect();
+        let now = Timestamp::now();
+        let entry = Entry { application: application.to_owned(), tool: generated.tool, rendered: now, pins };
+        // Nothing in it fails to be JSON.
+        let Ok(entry) = serde_json::to_string(&entry) else { return };
+        let bytes = (entry.len() + 3 * application.len()) as u64;
+        self.0.insert(application.to_owned(), project, now, entry.into(), bytes);
+    }
+
+    /// Bytes of all of it.
+    pub fn gauge(&self) -> &Gauge {
+        self.0.gauge()
+    }
+
+    /// All of it as JSON: an array of applications with their pins, by name.
     pub fn json(&self) -> String {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        format!("[{}]", entries.by_name.values().map(|entry| &**entry).collect::<Vec<_>>().join(","))
+        let mut entries = BTreeMap::new();
+        self.0.each(|application, entry| drop(entries.insert(application.clone(), entry.clone())));
+        format!("[{}]", entries.values().map(|entry| &**entry).collect::<Vec<_>>().join(","))
     }
 }
 
@@ -76,13 +72,17 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_applications_is_bounded() {
-        let board = Board::default();
-        for number in 0..=MAX_APPLICATIONS {
-            board.set(&format!("app-{number}"), &generated());
+    fn the_bytes_of_all_applications_are_bounded_and_shared() {
+        let board = Board::new(100_000);
+        board.set("honest", "other", &generated());
+        for number in 0..1000 {
+            board.set(&format!("app-{number}"), "greedy", &generated());
+            assert!(board.gauge().get() <= 100_000);
         }
         let json = board.json();
-        assert!(!json.contains("\"app-0\"") && json.contains(&format!("\"app-{MAX_APPLICATIONS}\"")));
+        assert!(!json.contains("\"app-0\"") && json.contains("\"app-999\"") && json.contains("\"honest\""));
+        let first = json.find("app-99").expect("there");
+        assert!(first < json.find("\"honest\"").expect("there"), "by name");
     }
 
     #[test]

@@ -8,9 +8,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::registry::TagSource;
-use crate::resolve::Resolver;
-use crate::resolve::neighbour::{Answer, Request, line, read_line};
+use crate::resolve::neighbour::{self, Request, line, read_line};
+use crate::resolve::{Caller, Resolver};
 
 /// Callers that are answered at a time; the others wait.
 const AT_ONCE: usize = 64;
@@ -19,11 +18,7 @@ const AT_ONCE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Answers until it is dropped. `configuration` is a digest of what the registries' configuration is at the moment.
-pub async fn answer<S: TagSource + 'static>(
-    listener: UnixListener,
-    resolver: Arc<Resolver<S>>,
-    configuration: impl Fn() -> String,
-) {
+pub async fn answer(listener: UnixListener, resolver: Arc<Resolver>, configuration: impl Fn() -> String) {
     let turns = Arc::new(Semaphore::new(AT_ONCE));
     let mut callers = JoinSet::new();
     loop {
@@ -45,18 +40,18 @@ pub async fn answer<S: TagSource + 'static>(
     }
 }
 
-async fn one<S: TagSource + 'static>(mut stream: UnixStream, resolver: &Resolver<S>, configuration: &str) -> std::io::Result<()> {
+async fn one(mut stream: UnixStream, resolver: &Resolver, configuration: &str) -> std::io::Result<()> {
     let request: Request = serde_json::from_str(&read_line(&mut stream).await?)?;
     let question = request.question(configuration).filter(|question| resolver.key(question) == request.key);
     let answer = match question {
-        Some(question) => match resolver.resolve(&[question], None).await.remove(0) {
-            Ok(pin) => Answer::of(&pin),
-            Err(error) => {
+        Some(question) => {
+            let caller = Caller { tenant: &request.tenant, deadline: None };
+            resolver.resolve(&[question], caller).await.remove(0).inspect_err(|error| {
                 tracing::debug!(%error, "another pinion asked in vain");
-                None
-            }
-        },
+            })
+        }
+        .ok(),
         None => None,
     };
-    stream.write_all(&line(&answer)?).await
+    stream.write_all(&line(&answer.as_ref().and_then(neighbour::answer))?).await
 }

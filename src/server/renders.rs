@@ -1,10 +1,12 @@
 //! Where renders run: on threads of their own, a bounded number at a time, in the order in which they came.
 //!
-//! A render reads files and parses YAML without a pause; on the server's own threads it would keep deadlines and probes waiting.
+//! Of one tenant (AppProject) a bounded number is admitted, so that renders which wait for slow registries keep only renders of their own
+//! tenant from running. A render reads files and parses YAML without a pause; on the server's own threads it would keep deadlines and probes waiting.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,7 +17,10 @@ use tokio::task::JoinSet;
 use crate::turn::Turn;
 
 /// Renders that may wait without a turn, for each that has one.
-const ASIDE: usize = 4;
+const ASIDE: usize = 8;
+
+/// Renders of one tenant that are admitted at a time, for each turn. Together they can all wait without a turn.
+const ADMITTED: usize = 2;
 
 /// How much of the typical time the last render decides.
 const WEIGHT: u64 = 8;
@@ -28,11 +33,22 @@ pub struct Renders {
     turns: Arc<Semaphore>,
     /// Places for renders that wait for something without their turn.
     asides: Arc<Semaphore>,
+    tenants: Mutex<HashMap<String, Weak<Tenant>>>,
+    /// Admitted renders that wait for their turn.
+    queued: AtomicUsize,
     at_once: usize,
     /// How long a render holds its turn, lately, in microseconds.
     typical: AtomicU64,
     /// For the metrics: renders that wait, and that run.
     pub gauges: Gauges,
+}
+
+/// The renders of one tenant, as long as there are any.
+#[derive(Debug)]
+struct Tenant {
+    admitted: Arc<Semaphore>,
+    /// Renders that wait to be admitted.
+    waiting: AtomicUsize,
 }
 
 /// The queue as numbers.
@@ -71,6 +87,8 @@ impl Renders {
             runtime: Some(runtime),
             turns: Arc::new(Semaphore::new(at_once)),
             asides: Arc::new(Semaphore::new(at_once * ASIDE)),
+            tenants: Mutex::default(),
+            queued: AtomicUsize::new(0),
             at_once,
             typical: AtomicU64::new(0),
             gauges: Gauges::default(),
@@ -85,17 +103,30 @@ impl Renders {
     pub async fn run<T: Send + 'static>(
         &self,
         deadline: Option<Instant>,
+        tenant: &str,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, NotRun> {
         let waiting = Counted::new(&self.gauges.waiting);
-        if let Some(late) = self.late(deadline) {
+        let tenant = self.tenant(tenant);
+        if let Some(late) = self.late(deadline, &tenant) {
             return Err(late);
         }
-        let turn = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline.into(), Arc::clone(&self.turns).acquire_owned()).await,
-            None => Ok(Arc::clone(&self.turns).acquire_owned().await),
+        let queue = async {
+            let admitted = {
+                let _waiting = Place::take(&tenant.waiting);
+                Arc::clone(&tenant.admitted).acquire_owned().await
+            };
+            let _queued = Place::take(&self.queued);
+            (admitted, Arc::clone(&self.turns).acquire_owned().await)
         };
-        let turn = turn.map_err(|_| NotRun::NoTurn { running: self.at_once })?.map_err(|_| NotRun::BrokeOff)?;
+        let (admitted, turn) = match deadline {
+            Some(deadline) => {
+                let turn = tokio::time::timeout_at(deadline.into(), queue).await;
+                turn.map_err(|_| NotRun::NoTurn { running: self.at_once })?
+            }
+            None => queue.await,
+        };
+        let (_admitted, turn) = (admitted.map_err(|_| NotRun::BrokeOff)?, turn.map_err(|_| NotRun::BrokeOff)?);
         drop(waiting);
         let _running = Counted::new(&self.gauges.running);
         // Also what is cut off at its deadline tells how long renders take.
@@ -115,11 +146,23 @@ impl Renders {
         }
     }
 
-    /// Can the one that came last not be served in time?
-    fn late(&self, deadline: Option<Instant>) -> Option<NotRun> {
+    fn tenant(&self, name: &str) -> Arc<Tenant> {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tenant) = tenants.get(name).and_then(Weak::upgrade) {
+            return tenant;
+        }
+        tenants.retain(|_, tenant| tenant.strong_count() > 0);
+        let admitted = Arc::new(Semaphore::new(self.at_once * ADMITTED));
+        let tenant = Arc::new(Tenant { admitted, waiting: AtomicUsize::new(0) });
+        tenants.insert(name.to_owned(), Arc::downgrade(&tenant));
+        tenant
+    }
+
+    /// Rejects a render whose turn is expected after its deadline: behind those of its tenant, and those that are admitted.
+    fn late(&self, deadline: Option<Instant>, tenant: &Tenant) -> Option<NotRun> {
         let left = deadline?.saturating_duration_since(Instant::now());
-        let ahead = usize::try_from(self.gauges.waiting.get() - 1).unwrap_or(0);
-        if self.turns.available_permits() > 0 {
+        let ahead = tenant.waiting.load(Ordering::Relaxed) + self.queued.load(Ordering::Relaxed);
+        if self.turns.available_permits() > 0 && tenant.admitted.available_permits() > 0 {
             return None;
         }
         let rounds = u32::try_from(ahead / self.at_once + 1).unwrap_or(u32::MAX);
@@ -149,6 +192,22 @@ impl Drop for Renders {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// A place in a queue until it is dropped: also when its caller goes away.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(queue: &'a AtomicUsize) -> Self {
+        queue.fetch_add(1, Ordering::Relaxed);
+        Self(queue)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -182,17 +241,17 @@ mod tests {
         let renders = Arc::new(Renders::new(1).expect("threads"));
         let nap = |time| tokio::time::sleep(Duration::from_millis(time));
         // Nothing is known yet, so nobody is refused.
-        renders.run(soon(60_000), nap(400)).await.expect("it runs");
+        renders.run(soon(60_000), "", nap(400)).await.expect("it runs");
         let (release, released) = tokio::sync::oneshot::channel::<()>();
         let busy = Arc::clone(&renders);
-        let first = tokio::spawn(async move { busy.run(None, released).await });
+        let first = tokio::spawn(async move { busy.run(None, "", released).await });
         while renders.turns.available_permits() > 0 {
             nap(5).await;
         }
-        let refused = renders.run(soon(100), nap(0)).now_or_never().expect("at once").expect_err("too late");
+        let refused = renders.run(soon(100), "", nap(0)).now_or_never().expect("at once").expect_err("too late");
         assert!(matches!(refused, NotRun::TooLate { ahead: 0, .. }), "{refused}");
         release.send(()).expect("it waits");
-        renders.run(soon(60_000), nap(0)).await.expect("it has time");
+        renders.run(soon(60_000), "", nap(0)).await.expect("it has time");
         first.await.expect("it ends").expect("it ran").expect("released");
     }
 
@@ -202,21 +261,21 @@ mod tests {
         let renders = Arc::new(Renders::new(1).expect("threads"));
         let (busy, waiting) = (Arc::clone(&renders), Arc::clone(&renders));
         let began = Instant::now();
-        let slow = tokio::spawn(async move { busy.run(None, std::future::pending::<()>()).await });
+        let slow = tokio::spawn(async move { busy.run(None, "", std::future::pending::<()>()).await });
         while renders.turns.available_permits() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let refused = waiting.run(soon(200), async {}).await.expect_err("no turn");
+        let refused = waiting.run(soon(200), "", async {}).await.expect_err("no turn");
         assert_eq!(refused, NotRun::NoTurn { running: 1 });
         tokio::time::sleep(Duration::from_millis(600).saturating_sub(began.elapsed())).await;
         slow.abort();
         assert!(slow.await.is_err());
         let busy = Arc::clone(&renders);
-        let slow = tokio::spawn(async move { busy.run(None, std::future::pending::<()>()).await });
+        let slow = tokio::spawn(async move { busy.run(None, "", std::future::pending::<()>()).await });
         while renders.turns.available_permits() > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let refused = renders.run(soon(300), async {}).await.expect_err("too late");
+        let refused = renders.run(soon(300), "", async {}).await.expect_err("too late");
         assert!(matches!(refused, NotRun::TooLate { .. }), "{refused}");
         slow.abort();
     }
@@ -225,21 +284,37 @@ mod tests {
     async fn what_is_dropped_ends_and_gives_its_turn_back() {
         let renders = Renders::new(1).expect("threads");
         let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
-        let endless = renders.run(None, async move {
+        let endless = renders.run(None, "", async move {
             let _held = sender;
             std::future::pending::<()>().await;
         });
         assert!(tokio::time::timeout(Duration::from_millis(50), endless).await.is_err());
         assert!(receiver.await.is_err(), "what the work held is dropped");
-        assert_eq!(renders.run(None, async { 7 }).await, Ok(7));
+        assert_eq!(renders.run(None, "", async { 7 }).await, Ok(7));
         assert_eq!((renders.gauges.waiting.get(), renders.gauges.running.get()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn renders_that_wait_for_something_keep_only_their_own_tenant_from_running() {
+        let renders = Arc::new(Renders::new(1).expect("threads"));
+        let mut waiting = Vec::new();
+        for _ in 0..50 {
+            let renders = Arc::clone(&renders);
+            let slow = async || crate::turn::aside(std::future::pending::<()>()).await;
+            waiting.push(tokio::spawn(async move { renders.run(soon(60_000), "slow", async move { slow().await }).await }));
+        }
+        while renders.asides.available_permits() > ASIDE - ADMITTED {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(renders.run(soon(60_000), "other", async { 7 }).await, Ok(7));
+        waiting.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     #[tokio::test]
     async fn a_panic_is_one_failed_render() {
         let renders = Renders::new(1).expect("threads");
         let panicking = async { assert!(std::hint::black_box(false), "on purpose") };
-        assert_eq!(renders.run(None, panicking).await, Err(NotRun::BrokeOff));
-        assert_eq!(renders.run(None, async { 7 }).await, Ok(7));
+        assert_eq!(renders.run(None, "", panicking).await, Err(NotRun::BrokeOff));
+        assert_eq!(renders.run(None, "", async { 7 }).await, Ok(7));
     }
 }

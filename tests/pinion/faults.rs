@@ -49,7 +49,11 @@ const FAULTS: [(&str, Breaks, &str); 16] = [
     ("truncated JSON", |r| r.fault_on(Route::Tags, When::Always, Fault::Truncated), "registry `"),
     ("garbage", |r| r.fault_on(Route::Tags, When::Always, Fault::garbage()), "sent an unusable answer: "),
     ("huge JSON", |r| r.fault_on(Route::Tags, When::Always, Fault::EndlessBody), "sent too much: "),
-    ("endless pages", |r| r.fault_on(Route::Tags, When::Always, Fault::EndlessPages(Cursor::New)), "more than 1000 pages"),
+    (
+        "endless pages",
+        |r| r.fault_on(Route::Tags, When::Always, Fault::EndlessPages(Cursor::New)),
+        "sent too much: more than 500000 tags",
+    ),
     ("the same page again", |r| r.fault_on(Route::Tags, When::Always, Fault::EndlessPages(Cursor::Same)), "registry `"),
     (
         "a failing second page",

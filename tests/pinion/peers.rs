@@ -76,11 +76,12 @@ fn push_versions(peer: &Peer, tags: &[&str]) {
 
 /// The tags of the last complete listing in the driver's store.
 fn listed(driver: &Driver) -> BTreeSet<String> {
-    let files = fs::read_dir(driver.home().join("store/v1/repositories")).expect("a store");
-    let texts = files.map(|file| fs::read_to_string(file.expect("a file").path()).expect("text"));
-    let known: Vec<Value> = texts.map(|text| serde_json::from_str(&text).expect("JSON")).collect();
-    assert_eq!(known.len(), 1, "one repository was asked about");
-    let tags = known[0]["listing"]["value"]["tags"].as_array().expect("tags");
+    let store = rusqlite::Connection::open(driver.home().join("store/pinion.db")).expect("a store");
+    let count: i64 = store.query_row("SELECT count(*) FROM repositories", [], |row| row.get(0)).expect("a number");
+    assert_eq!(count, 1, "one repository was asked about");
+    let text: String = store.query_row("SELECT listing FROM repositories", [], |row| row.get(0)).expect("a listing");
+    let listing: Value = serde_json::from_str(&text).expect("JSON");
+    let tags = listing["tags"].as_array().expect("tags");
     tags.iter().map(|listed| listed["tag"].as_str().expect("text").to_owned()).collect()
 }
 

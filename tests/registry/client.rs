@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use pinion::egress::Policy;
 use pinion::image::{Digest, Platform, Repository, Tag};
 use pinion::registry::{
-    Access, Blob, Client, Content, ImageConfig, Limits, Listing, Manifest, RegistriesConfig, RegistryError, TagSource, Target,
+    Access, Blob, Client, Content, ImageConfig, Limits, Listing, Manifest, RegistriesConfig, RegistryError, Size, Target,
 };
 
 use crate::support::driver::until;
@@ -33,7 +33,38 @@ use crate::support::registry::{
     Auth, Bearer, Cursor, Dialect, FakeRegistry, Fault, Gate, Image, Link, Route, TagOrder, TokenText, When,
 };
 
-static OPERATOR: Access = Access::operator();
+static OPERATOR: Access = Access::Operator;
+
+/// Asks a repository that is opened for one question.
+trait Ask {
+    fn identity(&self, repository: &Repository, access: &Access) -> String;
+    async fn tags(&self, repository: &Repository, access: &Access) -> Result<Arc<Listing>, RegistryError>;
+    async fn digest(&self, repository: &Repository, tag: &Tag, access: &Access) -> Result<Digest, RegistryError>;
+    async fn manifest(&self, repository: &Repository, target: &Target, access: &Access) -> Result<Arc<Manifest>, RegistryError>;
+    async fn config(&self, repository: &Repository, blob: &Blob, access: &Access) -> Result<Arc<ImageConfig>, RegistryError>;
+}
+
+impl Ask for Client {
+    fn identity(&self, repository: &Repository, access: &Access) -> String {
+        self.open(repository, access).identity().to_owned()
+    }
+
+    async fn tags(&self, repository: &Repository, access: &Access) -> Result<Arc<Listing>, RegistryError> {
+        self.open(repository, access).tags(Size::Large).await.map(Arc::new)
+    }
+
+    async fn digest(&self, repository: &Repository, tag: &Tag, access: &Access) -> Result<Digest, RegistryError> {
+        self.open(repository, access).digest(tag, Size::Large).await
+    }
+
+    async fn manifest(&self, repository: &Repository, target: &Target, access: &Access) -> Result<Arc<Manifest>, RegistryError> {
+        self.open(repository, access).manifest(target, Size::Large).await.map(Arc::new)
+    }
+
+    async fn config(&self, repository: &Repository, blob: &Blob, access: &Access) -> Result<Arc<ImageConfig>, RegistryError> {
+        self.open(repository, access).config(blob, Size::Large).await.map(Arc::new)
+    }
+}
 
 /// Bounds for tests: no docker configuration of the machine, and more time than any needs.
 fn limits() -> Limits {

@@ -14,58 +14,15 @@ use tokio::time::Instant;
 use super::connection::{Connection, Request};
 use crate::registry::auth::{Challenge, Token};
 use crate::registry::config::authority;
-use crate::registry::credential::docker::Login;
-use crate::registry::credential::helper::Helpers;
-use crate::registry::credential::{Credential, Source, basic};
-use crate::registry::error::{Because, Cause, RegistryError};
+use crate::registry::credential::provider::{Found, Origin};
+use crate::registry::credential::{Credential, basic};
+use crate::registry::error::{Because, RegistryError};
 
 /// Largest reply of a token service, in bytes.
 const TOKEN_BODY: usize = 1 << 20;
 
 /// Tokens that are kept at most; each is for one repository.
 const TOKENS: usize = 10_000;
-
-/// Where a session's credential comes from.
-#[derive(Clone, Debug)]
-pub enum Origin {
-    Anonymous,
-    /// A source of `registries.conf`, or of an application.
-    Source {
-        source: Source,
-        helpers: Helpers,
-    },
-    /// An entry of docker's configuration. When that changes, the next question has another origin.
-    Docker {
-        login: Login,
-        helpers: Helpers,
-    },
-    /// There is one and it can't be used.
-    Unusable(Cause),
-}
-
-impl PartialEq for Origin {
-    /// Would they yield the same credential? A login that changed in docker's file is another.
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Anonymous, Self::Anonymous) => true,
-            (Self::Source { source: a, .. }, Self::Source { source: b, .. }) => a == b,
-            (Self::Docker { login: a, .. }, Self::Docker { login: b, .. }) => a == b,
-            _ => false,
-        }
-    }
-}
-
-impl Origin {
-    async fn read(&self, identity: &str) -> Result<Option<Credential>, RegistryError> {
-        let failed = |source| RegistryError::Credentials { credential: identity.to_owned(), source };
-        match self {
-            Self::Anonymous => Ok(None),
-            Self::Source { source, helpers } => source.read(helpers).await.map(Some).map_err(failed),
-            Self::Docker { login, helpers } => login.read(helpers).await.map_err(failed),
-            Self::Unusable(source) => Err(failed(Arc::clone(source))),
-        }
-    }
-}
 
 /// The state of one credential at one registry.
 #[derive(Debug)]
@@ -117,7 +74,7 @@ pub struct Purpose<'a> {
 }
 
 impl Session {
-    pub fn new(identity: String, origin: Origin) -> Self {
+    pub fn new(Found { identity, origin }: Found) -> Self {
         Self {
             identity,
             origin,

@@ -72,7 +72,7 @@ async fn tenants_of_one_registry_stay_apart() {
     registry.auth(Bearer::new("admin", "adm1n").account("alice", "a", "alice/").account("bob", "b", "bob/"));
     let (alice, bob) = (Script::printing("alice:a"), Script::printing("bob:b"));
     let client = client_with(&registry, "", Limits { allow_application_credentials: true, ..limits() });
-    let (as_alice, as_bob) = (Access::secret(&alice.source()), Access::secret(&bob.source()));
+    let (as_alice, as_bob) = (Access::application(&alice.source()), Access::application(&bob.source()));
     let ask = async |path: &str, access: &Access| client.tags(&repository(&registry, path), access).await;
     for _ in 0..2 {
         ask("alice/app", &as_alice).await.expect("her own");
@@ -93,13 +93,13 @@ async fn applications_may_not_name_variables_and_programs() {
     for source in
         ["env:HOME", &script.source(), &format!("x={}", script.source()), &script.source().replace("ext", "EXT"), "alice:s3cret"]
     {
-        let error = client.tags(&web(&registry), &Access::secret(source)).await.expect_err(source);
+        let error = client.tags(&web(&registry), &Access::application(source)).await.expect_err(source);
         assert!(matches!(error, RegistryError::Credentials { .. }), "{source}: {error}");
         assert!(!shown(&error).contains("s3cret"), "{}", shown(&error));
     }
     assert_eq!((script.runs(), registry.count(Route::Any)), (0, 0));
     let client = client_with(&registry, "", Limits { allow_application_credentials: true, ..limits() });
-    client.tags(&web(&registry), &Access::secret(&script.source())).await.expect("allowed");
+    client.tags(&web(&registry), &Access::application(&script.source())).await.expect("allowed");
 }
 
 #[tokio::test]
@@ -108,9 +108,9 @@ async fn an_applications_credential_has_another_name_than_the_operators() {
     let client = client_with(&registry, "  credentials: 'env:GHCR'\n", limits());
     let name = |access: &Access| client.identity(&web(&registry), access);
     assert_eq!(name(&OPERATOR), "env:GHCR");
-    assert_eq!(name(&Access::secret("env:GHCR")), "application/env:GHCR");
-    assert_eq!(name(&Access::secret("PullSecret:argocd/ghcr")), "application/pullsecret:argocd/ghcr");
-    assert_eq!(name(&Access::secret("alice:s3cret")), "application/unusable");
+    assert_eq!(name(&Access::application("env:GHCR")), "application/env:GHCR");
+    assert_eq!(name(&Access::application("PullSecret:argocd/ghcr")), "application/pullsecret:argocd/ghcr");
+    assert_eq!(name(&Access::application("alice:s3cret")), "application/unusable");
 }
 
 #[tokio::test]

@@ -1,0 +1,175 @@
+//! Choosing for one question: the same steps whether the registry is asked or what is remembered is recalled.
+
+use std::collections::BTreeMap;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use jiff::Timestamp;
+
+use super::{AT_ONCE, Question};
+use crate::image::{Platform, Tag};
+use crate::policy::{Built, Candidate, Facts, NoMatch, Policy, Selection, Strategy};
+use crate::registry::{Blob, Content, ImageConfig, Listed, Listing, LookupError, Manifest, Mode, RepositoryHandle, Target};
+
+/// Tags that take long enough to be worth a line in the log.
+const MANY: usize = 100;
+
+/// Why nothing was chosen.
+#[derive(Debug)]
+pub enum NotChosen {
+    /// Something that the policy needs is missing.
+    Missing(LookupError),
+    /// The tags are known, and none is permitted.
+    NoMatch(NoMatch),
+}
+
+impl From<LookupError> for NotChosen {
+    fn from(error: LookupError) -> Self {
+        Self::Missing(error)
+    }
+}
+
+/// One question, and where its answers come from.
+pub struct Lookup<'a> {
+    pub question: &'a Question,
+    pub handle: &'a RepositoryHandle,
+    pub mode: Mode,
+    /// The operator's, for policies that read dates and name no platform.
+    pub platforms: &'a [Platform],
+    pub now: Timestamp,
+}
+
+impl Lookup<'_> {
+    /// Chooses from a complete listing, and from the metadata of all candidates that the policy needs (P2). Returns when the listing was
+    /// read.
+    ///
+    /// # Errors
+    ///
+    /// [`NotChosen`].
+    pub async fn choose(&self) -> Result<(Selection, Timestamp), NotChosen> {
+        let listing = self.handle.listing(self.mode).await?;
+        let is_ordered = listing.value.is_ordered();
+        let (policy, mut candidates) = self.candidates(&listing.value);
+        loop {
+            let wanted = policy.wanted(&candidates, self.now);
+            if wanted.len() > MANY && self.mode == Mode::Ask {
+                tracing::info!(repository = %self.question.repository, tags = wanted.len(), "looking into many tags");
+            }
+            let is_last = wanted.is_empty() || {
+                let lookups: Vec<_> = wanted.into_iter().map(|tag| self.looked_up(&policy, is_ordered, tag)).collect();
+                let found: Vec<(Tag, Option<Facts>)> = stream::iter(lookups).buffer_unordered(AT_ONCE).try_collect().await?;
+                !fill(&mut candidates, found)
+            };
+            if is_last {
+                let selection = policy.select(&candidates, self.now).map_err(NotChosen::NoMatch)?;
+                return Ok((selection, listing.at));
+            }
+        }
+    }
+
+    /// What is chosen from, and the policy with its defaults for that.
+    fn candidates(&self, listing: &Listing) -> (Policy, Vec<Candidate>) {
+        let asked = &self.question.policy;
+        // Google's registries say in the listing when each image was built, but not for which platform.
+        let is_dated = asked.platforms().is_empty() && listing.tags.iter().all(|listed| listed.created.is_some());
+        // Where the registry's order tells which tag is newer, nothing is read that the question does not ask for.
+        let needs_platforms = !is_dated && !listing.is_ordered();
+        let policy = if needs_platforms { asked.clone().with_default_platforms(self.platforms) } else { asked.clone() };
+        let candidate = |listed: &Listed| {
+            let images = vec![Built { platform: None, created: listed.created }];
+            let facts = is_dated.then(|| Facts { digest: listed.digest.clone(), images });
+            Candidate { tag: listed.tag.clone(), facts, position: listed.position }
+        };
+        (policy, listing.tags.iter().map(candidate).collect())
+    }
+
+    async fn looked_up(&self, policy: &Policy, is_ordered: bool, tag: Tag) -> Result<(Tag, Option<Facts>), LookupError> {
+        let facts = self.facts(policy, is_ordered, &tag).await?;
+        Ok((tag, facts))
+    }
+
+    /// What must be known of a tag. None if its own manifest is gone, unless it is the tag that is followed: what is missing behind a
+    /// manifest that is there makes no complete answer.
+    async fn facts(&self, policy: &Policy, is_ordered: bool, tag: &Tag) -> Result<Option<Facts>, LookupError> {
+        let is_gone = |error: &LookupError| {
+            let is_gone = error.is_gone() && !matches!(policy.strategy(), Strategy::Digest(_));
+            if is_gone && self.mode == Mode::Ask {
+                tracing::warn!(repository = %self.question.repository, %tag, "a tag is listed but is gone");
+            }
+            is_gone
+        };
+        if !policy.reads_metadata(is_ordered) {
+            return match self.handle.digest(tag, self.mode).await {
+                Err(error) if is_gone(&error) => Ok(None),
+                digest => Ok(Some(Facts { digest: Some(digest?), images: Vec::new() })),
+            };
+        }
+        let manifest = match self.handle.manifest(&Target::Tag(tag.clone()), self.mode).await {
+            Err(error) if is_gone(&error) => return Ok(None),
+            manifest => manifest?,
+        };
+        let mut images = Vec::new();
+        match &manifest.content {
+            Content::Image { config, created } => images.push(self.built(config, *created, None).await?),
+            Content::Index { entries, created: index } => {
+                for entry in entries {
+                    let Some(platform) = &entry.platform else { continue };
+                    if !policy.platforms().is_empty() && policy.platforms().iter().all(|wanted| !wanted.accepts(platform)) {
+                        images.push(Built { platform: Some(platform.clone()), created: None });
+                        continue;
+                    }
+                    let child = match self.handle.manifest(&Target::Digest(entry.digest.clone()), self.mode).await {
+                        // An index that was copied for some of its platforms: not built for this one.
+                        Err(error) if error.is_gone() => continue,
+                        child => child?,
+                    };
+                    let built = self.built_for(&child, *index).await?;
+                    images.push(Built { platform: Some(platform.clone()), ..built });
+                }
+            }
+            Content::Other { media_type } => tracing::debug!(%tag, %media_type, "not an image"),
+        }
+        Ok(Some(Facts { digest: Some(manifest.digest.clone()), images }))
+    }
+
+    async fn built_for(&self, manifest: &Manifest, index: Option<Timestamp>) -> Result<Built, LookupError> {
+        match &manifest.content {
+            Content::Image { config, created } => self.built(config, *created, index).await,
+            _ => Ok(Built { platform: None, created: index }),
+        }
+    }
+
+    async fn built(&self, config: &Blob, annotation: Option<Timestamp>, index: Option<Timestamp>) -> Result<Built, LookupError> {
+        Ok(dated(&*self.handle.config(config, self.mode).await?, annotation, index))
+    }
+}
+
+/// When an image was built: by its configuration, unless that holds the epoch of reproducible builds and an annotation knows better.
+fn dated(config: &ImageConfig, annotation: Option<Timestamp>, index: Option<Timestamp>) -> Built {
+    let epoch_ends = Timestamp::from_second(347_155_200).expect("the start of 1981 is a time");
+    let created = match config.created.filter(|created| *created >= epoch_ends) {
+        Some(created) => Some(created),
+        None => annotation.or(index).or(config.created),
+    };
+    Built { platform: config.platform.clone(), created }
+}
+
+/// Adds what was found, and removes tags that are gone. Says whether that is anything new.
+fn fill(candidates: &mut Vec<Candidate>, found: Vec<(Tag, Option<Facts>)>) -> bool {
+    let mut found: BTreeMap<Tag, Option<Facts>> = found.into_iter().collect();
+    let mut is_new = false;
+    candidates.retain_mut(|candidate| match found.remove(&candidate.tag) {
+        None => true,
+        Some(None) => {
+            is_new = true;
+            false
+        }
+        Some(facts) => {
+            if candidate.facts != facts {
+                candidate.facts = facts;
+                is_new = true;
+            }
+            true
+        }
+    });
+    is_new
+}

@@ -1,0 +1,118 @@
+//! A copy of the store from time to time, and what is done when its file is damaged.
+
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use fail::fail_point;
+use jiff::Timestamp;
+
+use super::StoreError;
+use super::database::{Database, beside};
+
+/// How old a copy may be before another one is made.
+const COPY_AGE: Duration = Duration::from_secs(3600);
+
+/// The copy beside the store.
+pub(super) fn copy_path(path: &Path) -> PathBuf {
+    beside(path, ".copy")
+}
+
+/// Whether the last copy is older than an hour, or there is none. A copy from the future counts as old: a clock was wrong.
+pub(super) fn is_copy_due(path: &Path) -> bool {
+    let made = fs::metadata(copy_path(path)).and_then(|data| data.modified());
+    !made.is_ok_and(|made| SystemTime::now().duration_since(made).is_ok_and(|age| age < COPY_AGE))
+}
+
+/// Takes the lock for copies and rescues: one process does them at a time. [`None`] if another one has it.
+fn lock(path: &Path) -> Option<File> {
+    let file = File::options().create(true).truncate(false).write(true).mode(0o600).open(beside(path, ".lock")).ok()?;
+    file.try_lock().ok()?;
+    Some(file)
+}
+
+/// Copies the store. The copy before is replaced when the new one is complete.
+///
+/// # Errors
+///
+/// [`StoreError`]: also when the store is damaged, since all of it is read.
+pub(super) fn copy(path: &Path) -> Result<(), StoreError> {
+    let Some(_lock) = lock(path) else { return Ok(()) };
+    let Some(database) = Database::open_to_read(path)? else { return Ok(()) };
+    // A damaged store must not take the place of a good copy.
+    database.check()?;
+    let new = beside(path, ".copy.new");
+    let _ = fs::remove_file(&new);
+    // SQLite writes into an empty file, which has the mode that it should have.
+    File::options().create_new(true).write(true).mode(0o600).open(&new)?;
+    let copied = database.copy_to(&new);
+    fail_point!("store::in_copy", |_| std::process::abort());
+    if let Err(error) = copied.and_then(|()| Ok(fs::rename(&new, copy_path(path))?)) {
+        let _ = fs::remove_file(&new);
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Makes a new store of a damaged one's readable rows and of the last copy, and sets the damaged one aside as `*.damaged`.
+///
+/// A kill at any moment leaves the damaged store, or a complete new one that [`finish`] puts in its place.
+///
+/// # Errors
+///
+/// When the new one cannot be written, or another process is at it. What can be read is then still where it was.
+pub(super) fn rescue(path: &Path, most_bytes: u64, now: Timestamp) -> Result<(), StoreError> {
+    let Some(_lock) = lock(path) else { return Err(StoreError::Damaged) };
+    let new = beside(path, ".rescue");
+    let (mut pins, mut repositories) = (0, 0);
+    let unfinished = beside(path, ".rescue.new");
+    for end in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(beside(&unfinished, end));
+    }
+    {
+        let mut database = Database::open(&unfinished, most_bytes)?;
+        database.import("rescued", now, |importer| {
+            for source in [copy_path(path), path.to_owned()] {
+                let Ok(source) = Database::open_damaged(&source) else { continue };
+                let read = source.salvage(importer);
+                pins = pins.max(read.0);
+                repositories = repositories.max(read.1);
+            }
+            Ok(())
+        })?;
+    }
+    // The last connection is closed, so that all is in the file itself.
+    fs::rename(&unfinished, &new)?;
+    fail_point!("store::in_rescue", |_| std::process::abort());
+    let aside = beside(path, ".damaged");
+    for end in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(beside(&aside, end));
+        let moved = fs::rename(beside(path, end), beside(&aside, end));
+        if end.is_empty() {
+            moved?;
+            fail_point!("store::after_set_aside", |_| std::process::abort());
+        }
+    }
+    finish(path);
+    tracing::error!(
+        store = %path.display(),
+        damaged = %aside.display(),
+        pins,
+        repositories,
+        "the store was damaged: a new one was made of its readable rows and of the last copy, and it is set aside"
+    );
+    Ok(())
+}
+
+/// Puts a rescued store in its place, if a kill has left it beside.
+pub(super) fn finish(path: &Path) {
+    let new = beside(path, ".rescue");
+    if fs::symlink_metadata(path).is_err() && new.is_file() {
+        // What is left of the damaged one's log is not this one's.
+        for end in ["-wal", "-shm"] {
+            let _ = fs::remove_file(beside(path, end));
+        }
+        let _ = fs::rename(new, path);
+    }
+}
