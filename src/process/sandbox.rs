@@ -108,13 +108,11 @@ impl fmt::Display for Profile {
 }
 
 /// What an operator accepts where the kernel keeps less than a profile asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
     /// Profile git needs all of it; offline takes what there is.
     #[default]
     #[value(skip)]
-    #[serde(skip)]
     Default,
     /// Refuse a child whose profile is not kept whole
     Require,

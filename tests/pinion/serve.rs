@@ -345,6 +345,33 @@ async fn a_signal_lets_renders_finish_and_removes_the_socket() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_file_takes_settings_of_serve_and_a_flag_wins() {
+    let fixture = Fixture::new().await;
+    let file = fixture.driver.home().join("pinion.yaml");
+    let token = "api-token: secret\n";
+    fs::write(&file, format!("renders-at-once: 3\nkeep-archives: 7\nmax-archive-bytes: 100\nlog-level: debug\n{token}"))
+        .expect("written");
+    let config = file.display().to_string();
+    let serving = fixture.serve(&["--config", &config, "--max-archive-bytes", "1000000"]);
+    assert!(serving.log().contains("renders_at_once=3"), "{}", serving.log());
+    assert!(generate(&serving, fixture.messages(1024)).await.expect("manifests").contains("web:1.1.0"));
+    let driver = Driver::new(PROGRAM, &fixture.registry).env("PINION_CONFIG", &config);
+    let run = |words: &[&str]| tokio::task::block_in_place(|| driver.run(words));
+    let ran = run(&["check", &fixture.checkout.path().display().to_string()]);
+    assert_eq!(ran.status, 0, "settings of serve are let pass: {ran:?}");
+    for (text, wanted) in [
+        ("renders-at-once: none\n", "`renders-at-once`: `none`: invalid digit found in string"),
+        ("tags-ttl: soon\n", "`tags-ttl`: `soon` is no duration"),
+    ] {
+        fs::write(&file, format!("{token}{text}")).expect("written");
+        let ran = run(&["check"]);
+        assert_eq!(ran.status, 1, "{ran:?}");
+        assert!(ran.stderr.starts_with(&format!("error: configuration `{config}`: {wanted}")), "{ran:?}");
+        assert!(!ran.stderr.contains("secret"), "{ran:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_admin_port_tells_health_and_numbers() {
     let fixture = Fixture::new().await;
     let serving = fixture.serve(&[]);
