@@ -7,6 +7,8 @@ use pinion::cli::{Cli, Log, LogFormat, Outcome, Usage};
 fn main() -> ExitCode {
     // What whoever started us left open is nothing for the tools that we start.
     close_fds::set_fds_cloexec(3, &[]);
+    // Where tests end what must not end. Builds for use have none.
+    let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
     let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return refuse(error),

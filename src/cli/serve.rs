@@ -1,5 +1,7 @@
 //! `pinion serve`: the native server.
 
+pub mod tasks;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
@@ -12,7 +14,6 @@ use clap::Args;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
@@ -38,6 +39,7 @@ use crate::server::socket::Socket;
 use crate::server::{Service, init, pins};
 use crate::telemetry::{Hits, Metrics};
 use crate::workspace::archive::Bounds;
+use tasks::{Task, Tasks};
 
 /// Time for running renders to end after a SIGTERM. Kubernetes gives 30 s by default.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -118,7 +120,7 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// When plugin.yaml, the socket or the port cannot be used.
+    /// When plugin.yaml, the socket or the port cannot be used, and when a background task ends.
     pub async fn run(self) -> anyhow::Result<Outcome> {
         if std::process::id() == 1 {
             return init::run().await.map(|()| Outcome::Done).context("the server below the init process failed");
@@ -173,10 +175,13 @@ impl Arguments {
         let board = Arc::new(Board::default());
         let client = config.client.clone();
         let resolver = Arc::new(resolver(&config, hits, None));
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
         let pins_socket = listen_for_pins(&config.pins_socket, &resolver, &client, &mut tasks);
         if let Some(path) = config.registries_conf.clone() {
-            tasks.spawn(follow(path, known, client));
+            tasks.spawn(Task::Registries, async move {
+                follow(path, known, client).await;
+                Ok(())
+            });
         }
         let reception = Reception {
             work_dir,
@@ -209,7 +214,10 @@ impl Arguments {
             let _ = stopped.wait_for(|stopped| *stopped).await;
         };
         let admin_server = Admin { socket: socket_path.clone(), metrics, board, token: self.api_token };
-        let admin = tokio::spawn(admin_server.serve(admin));
+        tasks.spawn(Task::Admin, async move {
+            admin_server.serve(admin).await;
+            Ok(())
+        });
         // Last: who finds the socket is answered.
         let mut socket = Socket::bind(&socket_path).context("the plugin socket cannot be made")?;
         let listener = socket.listener().context("the socket is taken")?;
@@ -222,21 +230,18 @@ impl Arguments {
             .add_service(reflection)
             .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(stopped));
         tracing::info!(socket = %socket.path().display(), admin = %admin_address, renders_at_once = at_once, "serving");
-        let mut server = tokio::spawn(server);
-        tokio::select! {
-            ended = &mut server => ended.context("the server ended")?.context("the server failed")?,
-            () = told_to_stop() => {
-                tracing::info!("draining");
-                let _ = stop.send(true);
-                if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
-                    tracing::warn!("renders were cut off");
-                    server.abort();
-                }
-            }
+        tasks.spawn(Task::Plugin, async move { Ok(server.await?) });
+        let ended = tokio::select! {
+            (_, error) = tasks.ended() => Err(error),
+            () = told_to_stop() => Ok(Outcome::Done),
+        };
+        tracing::info!("draining");
+        let _ = stop.send(true);
+        if tokio::time::timeout(DRAIN, tasks.wait_for(Task::Plugin)).await.is_err() {
+            tracing::warn!("renders were cut off");
         }
-        admin.abort();
         drop((tasks, pins_socket, socket));
-        Ok(Outcome::Done)
+        ended
     }
 }
 
@@ -286,7 +291,7 @@ fn tell_sandbox(sandboxes: &Sandboxes) {
 }
 
 /// Answers `pinion generate` processes. Without it they find out by themselves, so that no failure here is one of the server's.
-fn listen_for_pins(path: &Path, resolver: &Arc<Resolver<Client>>, client: &Client, tasks: &mut JoinSet<()>) -> Option<Socket> {
+fn listen_for_pins(path: &Path, resolver: &Arc<Resolver<Client>>, client: &Client, tasks: &mut Tasks) -> Option<Socket> {
     let mut socket = match Socket::bind(path) {
         Ok(socket) => socket,
         Err(error) => {
@@ -295,7 +300,11 @@ fn listen_for_pins(path: &Path, resolver: &Arc<Resolver<Client>>, client: &Clien
         }
     };
     let client = client.clone();
-    tasks.spawn(pins::answer(socket.listener()?, Arc::clone(resolver), move || client.configuration()));
+    let answers = pins::answer(socket.listener()?, Arc::clone(resolver), move || client.configuration());
+    tasks.spawn(Task::Pins, async move {
+        answers.await;
+        Ok(())
+    });
     Some(socket)
 }
 

@@ -4,11 +4,12 @@ use std::fs;
 use std::time::Duration;
 
 use futures::StreamExt;
+use pinion::cli::serve::tasks::Task;
 use pinion::server::proto::AppStreamRequest;
 use tonic::{Code, Request};
 
 use crate::support::argocd::{Serving, archive, messages};
-use crate::support::driver::{Driver, PATIENCE, until};
+use crate::support::driver::{Driver, PATIENCE, root, until};
 use crate::support::registry::{FakeRegistry, Fault, Route, When};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");
@@ -368,6 +369,40 @@ async fn the_file_takes_settings_of_serve_and_a_flag_wins() {
         assert_eq!(ran.status, 1, "{ran:?}");
         assert!(ran.stderr.starts_with(&format!("error: configuration `{config}`: {wanted}")), "{ran:?}");
         assert!(!ran.stderr.contains("secret"), "{ran:?}");
+    }
+}
+
+/// Each task that runs behind the server: nothing that has ended is missed in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_background_task_that_ends_ends_the_server() {
+    let fixture = Fixture::new().await;
+    for task in Task::ALL {
+        for (action, told) in [("return", "it returned"), ("panic", "panicked")] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let log = dir.path().join("log");
+            let mut child = std::process::Command::new(PROGRAM)
+                .args(["serve", "--admin-address", "127.0.0.1:0", "--config-dir-path", "."])
+                .env_clear()
+                .envs(fixture.driver.environment())
+                .envs([("ARGOCD_PLUGINSOCKFILEPATH", dir.path()), ("ARGOCD_CMP_WORKDIR", dir.path())])
+                .env("FAILPOINTS", format!("task::{task}={action}"))
+                .current_dir(root())
+                .stderr(fs::File::create(&log).expect("a log"))
+                .spawn()
+                .expect("it starts");
+            let mut status = None;
+            until(&format!("`{task}` is gone and the server lives"), async || {
+                status = child.try_wait().expect("a child");
+                status.is_some()
+            })
+            .await;
+            let log = fs::read_to_string(log).expect("a log");
+            assert_eq!(status.and_then(|status| status.code()), Some(1), "{task}: {log}");
+            let wanted = format!("error: the task `{task}` ended before the server was told to stop: ");
+            let last = log.lines().find(|line| line.starts_with(&wanted)).unwrap_or_else(|| panic!("{task}: {log}"));
+            assert!(last.contains(told), "{task}: {log}");
+            assert!(!dir.path().join("pinion@v1.sock").exists(), "{task}");
+        }
     }
 }
 
