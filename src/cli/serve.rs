@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use futures::FutureExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::{Outcome, configured, resolver};
@@ -35,7 +35,7 @@ use crate::server::proto::config_management_plugin_service_server::ConfigManagem
 use crate::server::receive::Reception;
 use crate::server::renders::Renders;
 use crate::server::shelf::Shelf;
-use crate::server::socket::Socket;
+use crate::server::socket::{Socket, connections};
 use crate::server::{Service, init, pins};
 use crate::telemetry::{Hits, Metrics};
 use crate::workspace::archive::Bounds;
@@ -209,10 +209,7 @@ impl Arguments {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
 
-        let (stop, stopped) = tokio::sync::watch::channel(false);
-        let ended = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
-            let _ = stopped.wait_for(|stopped| *stopped).await;
-        };
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let admin_server = Admin { socket: socket_path.clone(), metrics, board, token: self.api_token };
         tasks.spawn(Task::Admin, async move {
             admin_server.serve(admin).await;
@@ -228,7 +225,8 @@ impl Arguments {
             .add_service(service)
             .add_service(health_service)
             .add_service(reflection)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(stopped));
+            // It shuts down at the end of the connections.
+            .serve_with_incoming_shutdown(connections(listener, stopped.map(drop)), std::future::pending());
         tracing::info!(socket = %socket.path().display(), admin = %admin_address, renders_at_once = at_once, "serving");
         tasks.spawn(Task::Plugin, async move { Ok(server.await?) });
         let ended = tokio::select! {
@@ -236,7 +234,9 @@ impl Arguments {
             () = told_to_stop() => Ok(Outcome::Done),
         };
         tracing::info!("draining");
-        let _ = stop.send(true);
+        // First of all: without it `/readyz` says no, and Argo CD begins no call that would be cut off.
+        socket.remove();
+        drop(stop);
         if tokio::time::timeout(DRAIN, tasks.wait_for(Task::Plugin)).await.is_err() {
             tracing::warn!("renders were cut off");
         }

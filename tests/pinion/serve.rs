@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use pinion::cli::serve::tasks::Task;
 use pinion::server::proto::AppStreamRequest;
+use rustix::process::Signal;
 use tonic::{Code, Request};
 
 use crate::support::argocd::{Serving, archive, messages};
@@ -318,7 +319,7 @@ async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_lets_renders_finish_and_removes_the_socket() {
+async fn a_signal_removes_the_socket_and_lets_renders_finish() {
     let fixture = Fixture::new().await;
     fs::write(fixture.checkout.path().join("app/Chart.yaml"), "apiVersion: v2\nname: x\nversion: 0.1.0\n").expect("written");
     let tools = tempfile::tempdir().expect("a directory");
@@ -331,18 +332,39 @@ async fn a_signal_lets_renders_finish_and_removes_the_socket() {
     fs::write(&helm, script).expect("written");
     fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     let mut serving = fixture.serve(&["--helm", &helm.display().to_string(), "--sandbox", "off"]);
-    let (mut client, messages) = (serving.client().await, fixture.messages(64));
-    let call = tokio::spawn(async move { client.generate_manifest(tokio_stream::iter(messages)).await });
+    let call = async |serving: &Serving| {
+        let (mut client, messages) = (serving.client().await, fixture.messages(64));
+        let (sent, is_sent) = tokio::sync::oneshot::channel();
+        // Whoever looks for a message behind the last one has sent all.
+        let end = futures::stream::once(async move { sent.send(()) }).filter_map(async |_| None);
+        let call = tokio::spawn(async move { client.generate_manifest(tokio_stream::iter(messages).chain(end)).await });
+        (call, is_sent)
+    };
+    let signal = |signal| {
+        let pid = rustix::process::Pid::from_raw(serving.child.id().cast_signed()).expect("a number");
+        rustix::process::kill_process(pid, signal).expect("a signal");
+    };
+    let (running, _) = call(&serving).await;
     until("helm is not started", async || tools.path().join("started").exists()).await;
-    let pid = rustix::process::Pid::from_raw(serving.child.id().cast_signed()).expect("a number");
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
+    // Its connection waits to be accepted, and the signal too: it has found the socket before.
+    signal(Signal::STOP);
+    let (waiting, is_sent) = call(&serving).await;
+    is_sent.await.expect("it is sent without an answer");
+    signal(Signal::TERM);
+    signal(Signal::CONT);
     until("the server does not drain", async || serving.log().contains("draining")).await;
+    until("the socket still invites callers", async || !serving.socket().exists()).await;
+    assert!(serving.get("/readyz").await.starts_with("HTTP/1.1 503"));
+    assert!(serving.get("/healthz").await.starts_with("HTTP/1.1 200"), "it is alive");
+    assert!(!running.is_finished() && !waiting.is_finished());
     fs::write(release, "").expect("written");
-    let answer = call.await.expect("no panic").expect("the render finished").into_inner();
+    for call in [running, waiting] {
+        let answer = call.await.expect("no panic").expect("the render finished").into_inner();
+        assert!(answer.manifests.concat().contains("web:1.1.0"));
+    }
     let status = tokio::task::block_in_place(|| serving.child.wait().expect("it ends"));
     assert!(status.success(), "{status}: {}", serving.log());
-    assert!(!serving.socket().exists());
-    assert!(answer.manifests.concat().contains("web:1.1.0"));
+    assert!(!serving.log().contains("cut off"), "{}", serving.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
