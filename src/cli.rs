@@ -9,14 +9,18 @@ pub mod select;
 pub mod serve;
 mod ssh;
 
+use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
+use tracing_subscriber::EnvFilter;
 
 use crate::clock::Clock;
+use crate::config::file::{File, Origin};
 use crate::config::{self, Config};
 use crate::registry::{self, CacheTtls, Registry};
 use crate::resolve::neighbour::Neighbour;
@@ -36,6 +40,9 @@ pub struct Cli {
 
     #[command(flatten)]
     pub log: Log,
+
+    #[arg(skip)]
+    origin: Origin,
 }
 
 #[derive(Debug, Subcommand)]
@@ -56,7 +63,7 @@ pub enum Command {
 #[command(next_help_heading = "Logging")]
 pub struct Log {
     /// What to log: error, warn, info, debug or trace, or a filter such as `pinion::registry=debug`
-    #[arg(long, global = true, env = "PINION_LOG_LEVEL", default_value = "info", value_name = "LEVEL")]
+    #[arg(long, global = true, env = "PINION_LOG_LEVEL", default_value = "info", value_name = "LEVEL", value_parser = log_level)]
     pub log_level: String,
 
     /// How to log
@@ -95,13 +102,35 @@ pub enum Outcome {
 pub struct Usage(pub String);
 
 impl Cli {
+    /// Reads the command line, the variables, and the file that `--config` names.
+    ///
+    /// # Errors
+    ///
+    /// A [`clap::Error`] for the command line and the variables, which also stands for `--help`; a [`config::ConfigError`] for the file.
+    pub fn read(arguments: impl IntoIterator<Item = OsString>) -> anyhow::Result<Self> {
+        let arguments: Vec<OsString> = arguments.into_iter().collect();
+        let command = Self::command();
+        let given = command.clone().try_get_matches_from(&arguments)?;
+        let with_file = given.subcommand().and_then(|(name, matches)| {
+            let path = matches.try_get_one::<PathBuf>("config").ok().flatten()?;
+            Some((name, path))
+        });
+        let Some((name, path)) = with_file else { return Ok(Self::from_arg_matches(&given)?) };
+        let serve = command.find_subcommand("serve").context("`serve` is gone")?;
+        let flags: Vec<&Arg> = serve.get_arguments().chain(command.get_arguments()).collect();
+        let file = File::read(path, &flags)?;
+        let laid = file.lay(command).mut_subcommand(name, |command| file.lay(command)).try_get_matches_from(arguments)?;
+        let origin = laid.subcommand().map(|(_, matches)| file.origin(matches)).unwrap_or_default();
+        Ok(Self { origin, ..Self::from_arg_matches(&laid)? })
+    }
+
     /// Runs the command.
     ///
     /// # Errors
     ///
     /// What the command says; [`Usage`] for arguments that make no sense together.
     pub async fn run(self) -> anyhow::Result<Outcome> {
-        match self.command {
+        let ended = match self.command {
             Command::Serve(arguments) => arguments.run().await,
             Command::Generate(arguments) => arguments.run().await,
             Command::Resolve(arguments) => arguments.run().await,
@@ -109,7 +138,26 @@ impl Cli {
             Command::Check(arguments) => arguments.run().await,
             Command::Connect(arguments) => arguments.run().await,
             Command::Ssh(arguments) => arguments.run(),
-        }
+        };
+        ended.map_err(|error| self.origin.explain(error))
+    }
+}
+
+impl Log {
+    /// The filter for what is logged.
+    pub fn filter(&self) -> EnvFilter {
+        EnvFilter::new(&self.log_level)
+    }
+}
+
+/// A level or a filter, checked.
+fn log_level(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word.trim()));
+    let mut words = text.split(',').map(|word| word.rsplit_once('=').map_or(word, |(_, level)| level));
+    match words.find(|word| !is_level(word)) {
+        Some(word) => Err(format!("`{word}` is not one of {}", LEVELS.join(", "))),
+        None => EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string()),
     }
 }
 
@@ -154,5 +202,87 @@ fn write(text: &str) -> anyhow::Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("standard output cannot be written"),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The command line of a subcommand, with a file.
+    fn read(file: &str, words: &[&str]) -> Result<Cli, String> {
+        let path = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
+        std::fs::write(&path, file).expect("written");
+        let path = path.display().to_string();
+        let words = ["pinion"].iter().chain(words).chain(&["--config", &path]).map(OsString::from).collect::<Vec<_>>();
+        Cli::read(words).map_err(|error| format!("{error:#}").replace(&path, "FILE"))
+    }
+
+    fn flags() -> Vec<(String, Arg)> {
+        let command = Cli::command();
+        let serve = command.find_subcommand("serve").expect("a command");
+        let visible = serve.get_arguments().chain(command.get_arguments()).filter(|flag| !flag.is_hide_set());
+        visible.filter_map(|flag| Some((flag.get_long()?.to_owned(), flag.clone()))).collect()
+    }
+
+    #[test]
+    fn every_flag_of_serve_may_stand_in_the_file() {
+        let sample = |flag: &Arg| match flag.get_value_names().and_then(|names| names.first()).map(clap::builder::Str::as_str) {
+            Some("N" | "MIB" | "BYTES") => "268435456",
+            Some("BOOL") => "true",
+            Some("ADDRESS") => "127.0.0.1:1",
+            Some("MODE") => "off",
+            Some("FORMAT") => "json",
+            Some("LEVEL") => "pinion::registry=debug",
+            Some("DURATION") => "7s",
+            Some(_) => "x",
+            None => panic!("{flag:?} has no value"),
+        };
+        let flags: Vec<(String, Arg)> = flags().into_iter().filter(|(name, _)| name != "config").collect();
+        assert!(flags.len() > 35, "{}", flags.len());
+        let file: String = flags.iter().map(|(name, flag)| format!("{name}: {}\n", sample(flag))).collect();
+        let debug = format!("{:?}", read(&file, &["serve"]).expect("a command"));
+        for (name, flag) in &flags {
+            let field = format!("{}: ", name.replace('-', "_"));
+            let shown = debug.split(&field).nth(1).unwrap_or_else(|| panic!("no `{name}` in {debug}")).to_lowercase();
+            let shown = shown.trim_start_matches("some(").trim_start_matches(['"', '[']);
+            assert!(shown.starts_with(sample(flag)), "`{name}`: {shown:.40}");
+        }
+    }
+
+    #[test]
+    fn settings_of_serve_are_let_pass_by_the_others() {
+        let file = "renders-at-once: 3\nhelm-workers: false\nlog-format: json\nlog-level: debug\ntags-ttl: 2m\n";
+        for words in [&["generate", "x"][..], &["check"], &["resolve", "a/b:~1"]] {
+            let cli = read(file, words).expect("a command");
+            assert!(matches!(cli.log.log_format, LogFormat::Json) && cli.log.log_level == "debug", "{words:?}");
+            assert!(format!("{cli:?}").contains("tags_ttl: Some(\"2m\")"), "{words:?}");
+        }
+        let cli = read(file, &["serve", "--renders-at-once", "5", "--log-level", "warn"]).expect("a command");
+        assert!(format!("{cli:?}").contains("renders_at_once: Some(5)") && cli.log.log_level == "warn", "a flag wins");
+        assert_eq!(
+            read("explain: true\n", &["generate"]).expect_err("not of serve").split(": ").nth(1),
+            Some("unknown field `explain`")
+        );
+    }
+
+    #[test]
+    fn what_a_flag_refuses_is_refused_in_the_file() {
+        for (file, wanted) in [
+            ("renders-at-once: 0\n", "`renders-at-once`: `0`: it is at least 1"),
+            ("renders-at-onec: 1\n", "unknown field `renders-at-onec`: did you mean `renders-at-once`"),
+            ("admin-address: here\n", "`admin-address`: `here`: invalid socket address syntax"),
+            ("helm-workers: maybe\n", "`helm-workers`: `maybe` is none of `true`, `false`"),
+            ("log-level: loud\n", "`log-level`: `loud`: `loud` is not one of off, error"),
+            ("log-format: xml\n", "`log-format`: `xml` is none of `text`, `json`"),
+            ("api-token: 1e5\n", "`api-token`: put it in quotes"),
+            ("api-token: [secret]\n", "`api-token`: it is one text"),
+        ] {
+            for command in ["serve", "check"] {
+                let error = read(file, &[command]).expect_err(file);
+                assert!(error.starts_with(&format!("configuration `FILE`: {wanted}")), "{file}: {error}");
+                assert!(!error.contains("secret") && !error.contains("1e5"), "{error}");
+            }
+        }
     }
 }

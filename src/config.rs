@@ -1,14 +1,15 @@
 //! What the operator sets: flags, environment (`PINION_*`) and a file become one checked [`Config`].
 //!
-//! A flag wins over its variable, the variable over the file, the file over the default. The file is YAML with the flags' names
-//! (`tags-ttl: 2m`); an unknown key is an error.
+//! A flag wins over its variable, the variable over the file ([`file`]), the file over the default.
+
+pub mod file;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use serde::Deserialize;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use crate::egress::fetch::Fetcher;
 use crate::egress::{HostPattern, Policy};
@@ -24,14 +25,12 @@ use crate::telemetry::Requests;
 /// Where Image Updater keeps its `registries.conf`: read if it is there.
 const REGISTRIES_CONF: &str = "/app/config/registries.conf";
 
-/// Settings as they are written. Every field is optional, so that sources can be laid over one another.
-#[derive(Args, Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+/// Settings as they are written. The default of a field is chosen where it is checked.
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Operator settings (also as PINION_… variables, or in a file)")]
 pub struct Raw {
-    /// A YAML file with these settings
+    /// A YAML file with settings: its keys are the flags of `pinion serve` without `--`, such as `tags-ttl: 2m`
     #[arg(long, env = "PINION_CONFIG", value_name = "FILE")]
-    #[serde(skip)]
     pub config: Option<PathBuf>,
 
     /// Image Updater's registries.conf [default: /app/config/registries.conf if it exists]
@@ -58,26 +57,19 @@ pub struct Raw {
     #[arg(long, env = "PINION_ALLOW_REGISTRIES", value_name = "HOST", value_delimiter = ',')]
     pub allow_registries: Option<Vec<String>>,
 
-    /// What may be connected to, as a block of the file: `egress: {hosts: […], cidrs: […], ports: […]}`
-    #[arg(skip)]
-    pub egress: Option<RawEgress>,
-
     /// Hosts that may be connected to, such as `git.example.com`, `charts.internal:8443` or `*.example.com` [default: any public name]
     ///
     /// Counts for registries, chart repositories, remote value files, and what Kustomize and Git fetch. A host without a wildcard may have
     /// any address. Registries in registries.conf need not be repeated.
     #[arg(long, env = "PINION_EGRESS_HOSTS", value_name = "HOST", value_delimiter = ',')]
-    #[serde(skip)]
     pub egress_hosts: Option<Vec<String>>,
 
     /// Addresses that may be connected to although they are not public, such as `10.1.0.0/16` [default: none]
     #[arg(long, env = "PINION_EGRESS_CIDRS", value_name = "CIDR", value_delimiter = ',')]
-    #[serde(skip)]
     pub egress_cidrs: Option<Vec<String>>,
 
     /// Ports that may be connected to, such as `443` or `8000-8999` [default: all]
     #[arg(long, env = "PINION_EGRESS_PORTS", value_name = "PORTS", value_delimiter = ',')]
-    #[serde(skip)]
     pub egress_ports: Option<Vec<String>>,
 
     /// Let applications name `env:` and `ext:` credentials, as Image Updater does
@@ -145,7 +137,8 @@ pub struct Raw {
     pub sandbox: Option<Mode>,
 
     /// Paths that tools may read and execute besides their own. Whoever can commit a chart can read them, too: no keys
-    #[arg(long, env = "PINION_SANDBOX_READABLE", value_name = "PATH", value_delimiter = ',')]
+    #[arg(long, env = "PINION_SANDBOX_READABLE", value_name = "PATH", value_delimiter = ',',
+        value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub sandbox_readable: Option<Vec<PathBuf>>,
 
     /// Configuration for the ssh that fetches for Git, with IdentityFile and UserKnownHostsFile. It and what is in its directory are read
@@ -155,40 +148,11 @@ pub struct Raw {
 
     /// Use no newer version of Landlock than this, 0 for none: for tests
     #[arg(long, env = "PINION_SANDBOX_ABI", value_name = "N", hide = true)]
-    #[serde(skip)]
     pub sandbox_abi: Option<u8>,
 
     /// Do without seccomp: for tests
     #[arg(long, env = "PINION_SANDBOX_WITHOUT_SECCOMP", hide = true)]
-    #[serde(skip)]
     pub sandbox_without_seccomp: bool,
-}
-
-/// The block `egress` of the file.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
-pub struct RawEgress {
-    pub hosts: Option<Vec<String>>,
-    pub cidrs: Vec<String>,
-    /// Numbers, or texts such as `8000-8999`.
-    pub ports: Vec<Port>,
-}
-
-/// A port as YAML has it.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub enum Port {
-    Number(u16),
-    Text(String),
-}
-
-impl Port {
-    fn text(self) -> String {
-        match self {
-            Self::Number(number) => number.to_string(),
-            Self::Text(text) => text,
-        }
-    }
 }
 
 /// Settings, checked.
@@ -233,14 +197,13 @@ pub enum ConfigError {
 }
 
 impl Raw {
-    /// Reads the file, lays the settings over it, and checks everything.
+    /// Checks the settings. A file is not read here: it was, before ([`file`]).
     ///
     /// # Errors
     ///
     /// [`ConfigError`], naming the setting.
     pub fn check(self) -> Result<Config, ConfigError> {
-        let file = self.config.as_deref().map(read).transpose()?.unwrap_or_default();
-        let raw = self.over(file);
+        let raw = self;
         let default_conf = || Path::new(REGISTRIES_CONF).exists().then(|| REGISTRIES_CONF.into());
         let registries_conf: Option<PathBuf> = raw.registries_conf.or_else(default_conf);
         let registries = registries_conf.as_deref().map_or_else(|| Ok(RegistriesConfig::default()), RegistriesConfig::load);
@@ -249,12 +212,10 @@ impl Raw {
         let options = raw.kustomize_build_options.unwrap_or_default();
         let kustomize_build_options = shell_words::split(&options)
             .map_err(|error| ConfigError::Setting { name: "kustomize-build-options", reason: error.to_string() })?;
-        let egress = raw.egress.unwrap_or_default();
-        let ports: Vec<String> = egress.ports.into_iter().map(Port::text).collect();
         let egress = Policy {
-            hosts: raw.egress_hosts.or(egress.hosts).map(|hosts| parse("egress-hosts", &hosts)).transpose()?,
-            cidrs: parse("egress-cidrs", &raw.egress_cidrs.unwrap_or(egress.cidrs))?,
-            ports: parse("egress-ports", &raw.egress_ports.unwrap_or(ports))?,
+            hosts: raw.egress_hosts.map(|hosts| parse("egress-hosts", &hosts)).transpose()?,
+            cidrs: parse("egress-cidrs", &raw.egress_cidrs.unwrap_or_default())?,
+            ports: parse("egress-ports", &raw.egress_ports.unwrap_or_default())?,
         };
         if let Some(address) = egress.hosts.iter().flatten().find(|host| host.is_address()) {
             return Err(ConfigError::Setting {
@@ -271,7 +232,8 @@ impl Raw {
             landlock: raw.sandbox_abi.map_or(probed.landlock, |abi| abi.min(probed.landlock)),
             seccomp: probed.seccomp && !raw.sandbox_without_seccomp,
         };
-        let readable = raw.sandbox_readable.unwrap_or_default();
+        let mut readable = raw.sandbox_readable.unwrap_or_default();
+        readable.retain(|path| !path.as_os_str().is_empty());
         readable.iter().try_for_each(|path| existing("sandbox-readable", path))?;
         raw.tool_memory.map_or(Ok(0), |memory| at_least("tool-memory", memory, MIN_TOOL_MEMORY))?;
         raw.ssh_config.iter().try_for_each(|path| existing("ssh-config", path))?;
@@ -324,50 +286,6 @@ impl Raw {
             requests,
         })
     }
-
-    fn over(self, file: Self) -> Self {
-        Self {
-            config: self.config,
-            registries_conf: self.registries_conf.or(file.registries_conf),
-            store: self.store.or(file.store),
-            store_bytes: self.store_bytes.or(file.store_bytes),
-            cache_bytes: self.cache_bytes.or(file.cache_bytes),
-            pins_socket: self.pins_socket.or(file.pins_socket),
-            allow_registries: self.allow_registries.or(file.allow_registries),
-            egress: file.egress,
-            egress_hosts: self.egress_hosts,
-            egress_cidrs: self.egress_cidrs,
-            egress_ports: self.egress_ports,
-            allow_application_credentials: self.allow_application_credentials.or(file.allow_application_credentials),
-            tags_ttl: self.tags_ttl.or(file.tags_ttl),
-            digests_ttl: self.digests_ttl.or(file.digests_ttl),
-            lookup_timeout: self.lookup_timeout.or(file.lookup_timeout),
-            platforms: self.platforms.or(file.platforms),
-            image_paths: self.image_paths.or(file.image_paths),
-            helm: self.helm.or(file.helm),
-            kustomize: self.kustomize.or(file.kustomize),
-            kustomize_build_options: self.kustomize_build_options.or(file.kustomize_build_options),
-            value_file_schemes: self.value_file_schemes.or(file.value_file_schemes),
-            render_timeout: self.render_timeout.or(file.render_timeout),
-            max_output: self.max_output.or(file.max_output),
-            max_directory_bytes: self.max_directory_bytes.or(file.max_directory_bytes),
-            sandbox: self.sandbox.or(file.sandbox),
-            sandbox_readable: self.sandbox_readable.or(file.sandbox_readable),
-            ssh_config: self.ssh_config.or(file.ssh_config),
-            tool_memory: self.tool_memory.or(file.tool_memory),
-            sandbox_abi: self.sandbox_abi,
-            sandbox_without_seccomp: self.sandbox_without_seccomp,
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<Raw, ConfigError> {
-    let shown = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: shown.clone(), source })?;
-    if text.trim().is_empty() {
-        return Ok(Raw::default());
-    }
-    crate::yaml::from_str(&text).map_err(|error| ConfigError::File { path: shown, reason: error.to_string() })
 }
 
 fn duration(name: &'static str, text: Option<&str>, default: u64) -> Result<Duration, ConfigError> {
@@ -377,6 +295,7 @@ fn duration(name: &'static str, text: Option<&str>, default: u64) -> Result<Dura
 }
 
 fn schemes(schemes: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let schemes: Vec<String> = parse("value-file-schemes", &schemes)?;
     match schemes.iter().find(|scheme| !["http", "https"].contains(&scheme.as_str())) {
         Some(other) => {
             let reason = format!("`{}` is none of `https` and `http`", crate::image::printable(other));
@@ -386,9 +305,11 @@ fn schemes(schemes: Vec<String>) -> Result<Vec<String>, ConfigError> {
     }
 }
 
+/// The items of a list. An empty text is an empty list.
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(name: &'static str, texts: &[String]) -> Result<Vec<T>, ConfigError> {
     texts
         .iter()
+        .filter(|text| !text.is_empty() || texts.len() > 1)
         .map(|text| text.parse().map_err(|error: T::Err| ConfigError::Setting { name, reason: error.to_string() }))
         .collect()
 }
@@ -427,54 +348,100 @@ fn default_store() -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use clap::FromArgMatches;
+
+    use super::file::File;
     use super::*;
 
-    fn with_file(text: &str, raw: Raw) -> Result<Config, String> {
-        let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), text).expect("written");
-        let raw = Raw { config: Some(file.path().to_owned()), ..raw };
-        raw.check().map_err(|error| error.to_string().replace(&file.path().display().to_string(), "FILE"))
+    /// What a file and flags give, as in a command of ours.
+    fn with_file(text: &str, flags: &[&str]) -> Result<Config, String> {
+        let path = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
+        std::fs::write(&path, text).expect("written");
+        let command = Raw::augment_args(clap::Command::new("pinion").no_binary_name(true));
+        let named = |error: anyhow::Error| format!("{error:#}").replace(&path.display().to_string(), "FILE");
+        let file = File::read(&path, &command.get_arguments().collect::<Vec<_>>()).map_err(|error| named(error.into()))?;
+        let matches = file.lay(command).try_get_matches_from(flags).expect("flags");
+        let raw = Raw::from_arg_matches(&matches).expect("settings");
+        raw.check().map_err(|error| named(file.origin(&matches).explain(error.into())))
     }
 
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
         let text =
             "tags-ttl: 2m\nlookup-timeout: 5s\nkustomize-build-options: --enable-helm '--x=a b'\nplatforms: [linux/arm64]\n";
-        let config = with_file(text, Raw { tags_ttl: Some("10s".into()), ..Raw::default() }).expect("settings");
+        let config = with_file(text, &["--tags-ttl", "10s"]).expect("settings");
         assert_eq!((config.tags_ttl, config.lookup_timeout), (Duration::from_secs(10), Duration::from_secs(5)));
         assert_eq!(config.digests_ttl, Duration::from_secs(3600));
         assert_eq!(config.tools.kustomize_build_options, ["--enable-helm", "--x=a b"]);
         assert_eq!(config.platforms[0].to_string(), "linux/arm64");
+        for text in ["", "  \n", "# nothing\n", "---\n", "tags-ttl: null\negress: {hosts: }\n"] {
+            assert_eq!(with_file(text, &[]).expect(text).tags_ttl, Duration::from_secs(60), "{text}");
+        }
     }
 
     #[test]
     fn the_block_egress_is_read_and_flags_win() {
         let text = "egress: {hosts: [git.example.com, '*.example.org'], cidrs: [10.1.0.0/16], ports: [443, 8000-8999]}\n";
-        let config = with_file(text, Raw::default()).expect("settings");
+        let config = with_file(text, &[]).expect("settings");
         assert_eq!(config.egress.hosts.as_ref().map(Vec::len), Some(2));
         assert_eq!((config.egress.cidrs.len(), config.egress.ports.len()), (1, 2));
-        let flags = Raw { egress_cidrs: Some(vec!["fd00::/8".into()]), ..Raw::default() };
-        assert_eq!(with_file(text, flags).expect("settings").egress.cidrs, ["fd00::/8".parse().expect("a range")]);
-        let wrong = with_file("egress: {cidrs: [10.1.0.0/99]}\n", Raw::default()).expect_err("no range");
-        assert_eq!(wrong, "`egress-cidrs`: `10.1.0.0/99` is not a range of addresses: write `10.1.0.0/16` or `fd00::/8`");
-        assert!(with_file("egress: {host: [x]}\n", Raw::default()).is_err());
+        let flags = ["--egress-cidrs", "fd00::/8"];
+        assert_eq!(with_file(text, &flags).expect("settings").egress.cidrs, ["fd00::/8".parse().expect("a range")]);
+        let wrong = with_file("egress: {cidrs: [10.1.0.0/99]}\n", &[]).expect_err("no range");
+        assert_eq!(
+            wrong,
+            "configuration `FILE`: `egress-cidrs`: `10.1.0.0/99` is not a range of addresses: write `10.1.0.0/16` or `fd00::/8`"
+        );
+        assert!(with_file("egress: {host: [x]}\n", &[]).is_err());
+    }
+
+    /// An empty list permits nothing: it must not become the default, which permits every public name.
+    #[test]
+    fn an_empty_list_is_not_the_default() {
+        let text =
+            "egress: {hosts: [], cidrs: [], ports: []}\nallow-registries: []\nsandbox-readable: []\nvalue-file-schemes: []\n";
+        let config = with_file(text, &[]).expect("settings");
+        assert_eq!((config.egress.hosts.clone(), config.allow_registries), (Some(Vec::new()), Some(Vec::new())));
+        assert_eq!((config.egress.cidrs.len(), config.egress.ports.len()), (0, 0));
+        assert_eq!(config.tools.value_file_schemes, Vec::<String>::new());
+        assert_eq!(
+            with_file("allow-registries: ['']\n", &[]).expect_err("a text").split(": ").nth(1),
+            Some("`allow-registries`")
+        );
     }
 
     #[test]
-    fn mistakes_name_the_setting() {
-        assert_eq!(
-            with_file("tags-ttl: soon\n", Raw::default()).expect_err("no duration"),
-            "`tags-ttl`: `soon` is no duration: expected number at 0"
-        );
-        assert!(
-            with_file("tag-ttl: 1s\n", Raw::default())
-                .expect_err("unknown")
-                .starts_with("configuration `FILE`: unknown field `tag-ttl`")
-        );
-        let missing = Raw { config: Some("/nothing/here".into()), ..Raw::default() };
-        assert_eq!(missing.check().expect_err("no file").to_string(), "configuration `/nothing/here` cannot be read");
-        assert!(with_file("image-paths: [x]\n", Raw::default()).is_err());
-        assert!(with_file("value-file-schemes: [s3]\n", Raw::default()).is_err());
-        assert!(with_file("sandbox: strict\n", Raw::default()).is_err());
+    fn mistakes_name_the_file_and_the_setting() {
+        for (text, wanted) in [
+            ("tags-ttl: soon\n", "`tags-ttl`: `soon` is no duration: expected number at 0"),
+            ("tag-ttl: 1s\n", "unknown field `tag-ttl`: did you mean `tags-ttl`?"),
+            ("nonsense: 1s\n", "unknown field `nonsense`: keys are the flags of `pinion serve --help`, without `--`"),
+            ("sandbox-abi: 1\n", "unknown field `sandbox-abi`"),
+            ("config: other.yaml\n", "`config`: a file cannot name another one"),
+            ("image-paths: [x]\n", "`image-paths`: "),
+            ("value-file-schemes: [s3]\n", "`value-file-schemes`: `s3` is none of `https` and `http`"),
+            ("sandbox: strict\n", "`sandbox`: `strict` is none of `require`"),
+            ("max-output: many\n", "`max-output`: `many`: invalid digit found in string"),
+            ("max-output: 1.5\n", "`max-output`: put `1.5` in quotes, or write a whole number"),
+            ("max-output: [1]\n", "`max-output`: it is one text, number or truth value"),
+            ("helm: {x: 1}\n", "`helm`: it is one text, number or truth value"),
+            ("platforms: {x: 1}\n", "`platforms`: it is a list of texts"),
+            ("platforms: [[x]]\n", "`platforms`: it is a list of texts"),
+            ("platforms: ['linux/arm64,linux/amd64']\n", "`platforms`: an item is not empty and has no `,`"),
+            ("egress: [x]\n", "`egress`: it is a block with `hosts`, `cidrs` and `ports`"),
+            ("egress: {host: [x]}\n", "`egress`: unknown field `host`: it has `hosts`, `cidrs` and `ports`"),
+            ("egress: {ports: [443]}\negress-ports: 443\n", "`egress-ports` is given twice"),
+            ("1: x\n", "`1` is not the name of a flag"),
+            ("[x]\n", "it is not a mapping of flags to values"),
+            ("tags-ttl: 1s\ntags-ttl: 2s\n", "duplicate entry with key \"tags-ttl\""),
+        ] {
+            let error = with_file(text, &[]).expect_err(text);
+            assert!(error.starts_with(&format!("configuration `FILE`: {wanted}")), "{text}: {error}");
+        }
+        let missing = File::read(Path::new("/nothing/here"), &[]).err().expect("no file");
+        assert_eq!(missing.to_string(), "configuration `/nothing/here` cannot be read");
+        // A flag in its place is to blame, not the file.
+        let flag = with_file("tags-ttl: 1s\n", &["--tags-ttl", "soon"]).expect_err("no duration");
+        assert_eq!(flag, "`tags-ttl`: `soon` is no duration: expected number at 0");
     }
 }

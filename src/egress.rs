@@ -94,12 +94,6 @@ impl HostPattern {
         let name = self.host.split_once(':').map_or(&*self.host, |(name, _)| name);
         name.parse::<IpAddr>().is_ok()
     }
-
-    /// Does this host fit on some port?
-    fn accepts_name(&self, host: &str) -> bool {
-        let name = self.host.rsplit_once(':').map_or(&*self.host, |(name, _)| name);
-        !self.below && host.eq_ignore_ascii_case(name)
-    }
 }
 
 impl FromStr for HostPattern {
@@ -220,18 +214,6 @@ impl Policy {
         }
     }
 
-    /// Which addresses of a host may be connected to, on whatever port: that was checked before.
-    fn addresses(&self, host: &str) -> Result<Addresses, Refusal> {
-        let is_named = |pattern: &&HostPattern| !pattern.below && pattern.accepts_name(host);
-        match self.hosts.as_ref().is_some_and(|hosts| hosts.iter().any(|pattern| is_named(&pattern))) {
-            true => Ok(Addresses::Any),
-            false => match check_name(host) {
-                Err(Refusal::LocalName) if !self.cidrs.is_empty() => Ok(Addresses::Declared),
-                checked => checked.map(|()| Addresses::Permitted),
-            },
-        }
-    }
-
     /// May this address be connected to?
     pub fn permits(&self, address: IpAddr, which: Addresses) -> bool {
         match which {
@@ -265,7 +247,7 @@ impl Policy {
 }
 
 /// Which of a host's addresses may be connected to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Addresses {
     /// The operator named the host.
     Any,
@@ -298,12 +280,12 @@ impl Guard {
         }
     }
 
-    /// Checks what a URL says, without asking DNS. Everything that is sent passes here.
+    /// Checks what a URL says, without asking DNS. Everything that is sent passes here, and then a [`Guard::resolver`] for these addresses.
     ///
     /// # Errors
     ///
     /// [`Refusal`].
-    pub fn check(&self, url: &Url) -> Result<(), Refusal> {
+    pub fn check(&self, url: &Url) -> Result<Addresses, Refusal> {
         let host = url.host_str().ok_or(Refusal::Unreadable)?;
         match url.scheme() {
             "https" => {}
@@ -311,10 +293,10 @@ impl Guard {
             _ => return Err(Refusal::Insecure),
         }
         if self.is_declared(url) {
-            return Ok(());
+            return Ok(Addresses::Any);
         }
-        self.policy.check(host, url.port_or_known_default().ok_or(Refusal::Unreadable)?)?;
-        if self.proxies.contains(host) { Err(Refusal::Proxy) } else { Ok(()) }
+        let which = self.policy.check(host, url.port_or_known_default().ok_or(Refusal::Unreadable)?)?;
+        if self.proxies.contains(host) { Err(Refusal::Proxy) } else { Ok(which) }
     }
 
     fn is_declared(&self, url: &Url) -> bool {
@@ -337,9 +319,12 @@ impl Guard {
         }
     }
 
-    /// What the connector resolves names with: nothing else gets an address.
-    pub fn resolver(&self) -> Resolver {
-        Resolver { guard: self.clone() }
+    /// What a connector resolves names with: nothing else gets an address.
+    ///
+    /// A connector tells its resolver no port, and the same host has other addresses on a port that is declared than on one that is not. So
+    /// each kind of [`Addresses`] has a connector of its own, to be used for what [`Guard::check`] gives it.
+    pub fn resolver(&self, which: Addresses) -> Resolver {
+        Resolver { guard: self.clone(), which }
     }
 }
 
@@ -352,17 +337,16 @@ fn authority(url: &Url) -> Option<String> {
 #[derive(Clone, Debug)]
 pub struct Resolver {
     guard: Guard,
+    which: Addresses,
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let guard = self.guard.clone();
+        let Self { guard, which } = self.clone();
         Box::pin(async move {
             let host = name.as_str();
-            // The port is not told here: `check` has compared it before anything is sent.
-            let is_declared = |authority: &String| authority.rsplit_once(':').is_some_and(|(name, _)| name == host);
-            let exempt = guard.declared.iter().any(is_declared) || guard.proxies.contains(host);
-            let which = if exempt { Addresses::Any } else { guard.policy.addresses(host)? };
+            // A proxy is connected to for others, and is not asked itself: `check` refuses that.
+            let which = if guard.proxies.contains(host) { Addresses::Any } else { which };
             // The port is a placeholder; the connector sets its own.
             let found = tokio::net::lookup_host((host, 0)).await?;
             let addresses: Vec<SocketAddr> = found.filter(|address| guard.policy.permits(address.ip(), which)).collect();
@@ -454,13 +438,13 @@ mod tests {
     fn guard() -> Guard {
         Guard {
             policy: Arc::default(),
-            declared: Arc::new(["10.0.0.5:5000".to_owned(), "harbor.lan:443".to_owned()].into()),
+            declared: Arc::new(["10.0.0.5:5000".to_owned(), "harbor.lan:443".to_owned(), "harbor.example:443".to_owned()].into()),
             plain: false,
             proxies: Arc::default(),
         }
     }
 
-    fn check(guard: &Guard, host: &str) -> Result<(), Refusal> {
+    fn check(guard: &Guard, host: &str) -> Result<Addresses, Refusal> {
         guard.check(&Url::parse(&format!("https://{host}/v2/")).expect(host))
     }
 
@@ -498,14 +482,16 @@ mod tests {
             assert_eq!(check(&guard(), host), Err(Refusal::LocalName), "{host}");
         }
         for host in ["ghcr.io", "europe-docker.pkg.dev", "notlocalhost.example", "xn--bcher-kva.example", "ghcr.io:8443"] {
-            assert_eq!(check(&guard(), host), Ok(()), "{host}");
+            assert_eq!(check(&guard(), host), Ok(Addresses::Permitted), "{host}");
         }
     }
 
     #[test]
     fn declared_hosts_are_asked_whatever_their_address() {
-        assert_eq!(check(&guard(), "10.0.0.5:5000"), Ok(()));
-        assert_eq!(check(&guard(), "harbor.lan"), Ok(()));
+        assert_eq!(check(&guard(), "10.0.0.5:5000"), Ok(Addresses::Any));
+        assert_eq!(check(&guard(), "harbor.lan"), Ok(Addresses::Any));
+        assert_eq!(check(&guard(), "harbor.example"), Ok(Addresses::Any));
+        assert_eq!(check(&guard(), "harbor.example:8443"), Ok(Addresses::Permitted), "as for any name");
         assert_eq!(check(&guard(), "10.0.0.6"), Err(Refusal::Literal));
         assert_eq!(check(&guard(), "10.0.0.5:22"), Err(Refusal::Literal), "another port is another service");
         assert_eq!(check(&guard(), "harbor.lan:8443"), Err(Refusal::LocalName));
@@ -516,7 +502,7 @@ mod tests {
         let url = Url::parse("http://harbor.lan/v2/").expect("a url");
         assert_eq!(guard().check(&url), Err(Refusal::Insecure));
         let declared = Arc::new(["harbor.lan:80".to_owned()].into());
-        assert_eq!(Guard { plain: true, declared, ..guard() }.check(&url), Ok(()));
+        assert_eq!(Guard { plain: true, declared, ..guard() }.check(&url), Ok(Addresses::Any));
         assert_eq!(guard().check(&Url::parse("ftp://ghcr.io/").expect("a url")), Err(Refusal::Insecure));
     }
 
@@ -579,6 +565,9 @@ mod tests {
         let all = policy(None, &[], &[]);
         assert_eq!(all.check("example.com", 8443), Ok(Addresses::Permitted));
         assert_eq!(all.check("git.corp.internal", 443), Err(Refusal::LocalName));
+        let two = policy(Some(&["*.example.com", "git.example.com:8443"]), &[], &[]);
+        assert_eq!(two.check("git.example.com", 8443), Ok(Addresses::Any));
+        assert_eq!(two.check("git.example.com", 443), Ok(Addresses::Permitted), "it is named with another port");
         let listed = policy(Some(&["git.corp.internal", "*.example.com", "charts.example.org:8443"]), &[], &["443", "8000-8999"]);
         assert_eq!(listed.check("git.corp.internal", 443), Ok(Addresses::Any));
         assert_eq!(listed.check("GIT.corp.internal", 443), Ok(Addresses::Any));
@@ -627,20 +616,25 @@ mod tests {
         // `localhost` is the one name that resolves without a network. As a name it is refused before, unless some range is declared; here
         // the resolver must look at the address.
         let guard = || Guard { policy: Arc::new(policy(None, &["10.0.0.0/8"], &[])), ..guard() };
-        let resolve = |guard: Guard| async move {
-            guard.resolver().resolve("localhost".parse().expect("a name")).await.map(Iterator::count)
+        let resolve = |guard: Guard, port: u16| async move {
+            let which = check(&guard, &format!("localhost:{port}")).expect("a name for which the address decides");
+            guard.resolver(which).resolve("localhost".parse().expect("a name")).await.map(Iterator::count)
         };
-        let refused = resolve(guard()).await.expect_err("nothing is left");
-        assert_eq!(refused.downcast_ref(), Some(&Refusal::PrivateAddress));
+        let is_refused = |found: Result<usize, Box<dyn std::error::Error + Send + Sync>>| {
+            found.is_err_and(|error| error.downcast_ref() == Some(&Refusal::PrivateAddress))
+        };
+        assert!(is_refused(resolve(guard(), 5000).await));
+        // A host is declared with its port, by registries.conf as by the policy.
         let declared = Guard { declared: Arc::new(["localhost:5000".to_owned()].into()), ..guard() };
-        assert!(resolve(declared).await.expect("declared") > 0);
+        assert!(resolve(declared.clone(), 5000).await.expect("declared") > 0);
+        assert!(is_refused(resolve(declared, 5001).await));
     }
 
     #[tokio::test]
     async fn a_proxy_may_be_used_and_not_asked() {
         let environment = |name: &str| (name == "https_proxy").then(|| "http://user:pass@localhost:3128".to_owned());
         let guard = Guard { proxies: Arc::new(proxies(environment)), ..guard() };
-        let found = guard.resolver().resolve("localhost".parse().expect("a name")).await;
+        let found = guard.resolver(Addresses::Permitted).resolve("localhost".parse().expect("a name")).await;
         assert!(found.is_ok_and(|mut all| all.next().is_some()));
         let proxied = Guard { proxies: Arc::new(["proxy.example".to_owned()].into()), ..guard };
         assert_eq!(check(&proxied, "proxy.example:3128"), Err(Refusal::Proxy));

@@ -2,21 +2,19 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use pinion::cli::{Cli, Log, LogFormat, Outcome, Usage};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     // What whoever started us left open is nothing for the tools that we start.
     close_fds::set_fds_cloexec(3, &[]);
-    // Only a build for tests has points at which it fails on purpose.
-    let _failing = fail::FailScenario::setup();
-    let cli = Cli::parse();
-    if let Err(error) = start_logging(&cli.log) {
-        eprintln!("error: `--log-level`: {error}");
-        return ExitCode::from(2);
-    }
+    // Where tests end what must not end. Builds for use have none.
+    let _failpoints = fail::has_failpoints().then(fail::FailScenario::setup);
+    let cli = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => return refuse(error),
+    };
+    start_logging(&cli.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         runtime.block_on(async {
@@ -29,25 +27,24 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::NoPermittedTag) => ExitCode::from(3),
         Ok(Outcome::Status(status)) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
-        }
+        Err(error) => refuse(error),
     }
 }
 
-fn start_logging(log: &Log) -> anyhow::Result<()> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let is_level = |word: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word));
-    let words = log.log_level.split(',').map(|word| word.rsplit_once('=').map_or(word, |(_, level)| level));
-    for word in words {
-        anyhow::ensure!(is_level(word.trim()), "`{word}` is not one of {}", LEVELS.join(", "));
-    }
-    let filter = EnvFilter::try_new(&log.log_level)?;
-    let start = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+/// Prints an error. clap's own tell what was wanted and end the process: with status 0 for `--help`.
+fn refuse(error: anyhow::Error) -> ExitCode {
+    let error = match error.downcast::<clap::Error>() {
+        Ok(error) => error.exit(),
+        Err(error) => error,
+    };
+    eprintln!("error: {error:#}");
+    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+}
+
+fn start_logging(log: &Log) {
+    let start = tracing_subscriber::fmt().with_env_filter(log.filter()).with_writer(std::io::stderr).with_target(false);
     match log.log_format {
         LogFormat::Text => start.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
         LogFormat::Json => start.json().init(),
     }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 //! child has its own process group, which is killed as a whole at the deadline, when the caller goes away and when the output is too
 //! long: killing the leader alone leaves grandchildren that hold the pipes.
 
+mod group;
 pub mod pool;
 pub mod sandbox;
 mod ssh;
@@ -18,7 +19,6 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use regex::Regex;
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
@@ -165,19 +165,6 @@ pub fn found(program: &Path) -> Option<PathBuf> {
     std::path::absolute(places.into_iter().find(is_program)?).ok()
 }
 
-/// Kills the whole process group when it is dropped.
-#[derive(Debug)]
-struct Group(Option<Pid>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(pid) = self.0 {
-            // The group may be gone already.
-            let _ = kill_process_group(pid, Signal::KILL);
-        }
-    }
-}
-
 impl Child {
     /// Runs the child to its end. Dropping the future kills it.
     ///
@@ -211,10 +198,8 @@ impl Child {
             .stdin(if self.input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
             .kill_on_drop(true);
-        let mut child = self.sandbox.spawn(&mut command).map_err(|error| self.not_started(error))?;
-        let group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
+        let (mut child, group) = self.sandbox.spawn(&mut command).map_err(|error| self.not_started(error))?;
         let stdout = child.stdout.take().expect("stdout is piped");
         let stderr = child.stderr.take().expect("stderr is piped");
         let stdin = child.stdin.take();

@@ -236,6 +236,11 @@ impl Resolver {
         [("repositories", self.inner.registry.gauge()), ("pins", self.inner.pins.gauge())]
     }
 
+    /// Waits until a thread of the store has ended, which it never should.
+    pub async fn store_ended(&self) {
+        self.inner.store().ended().await;
+    }
+
     /// What the store counts.
     pub fn store_counts(&self) -> &store::Counts {
         self.inner.store().counts()

@@ -1,5 +1,7 @@
 //! `pinion serve`: the native server.
 
+pub mod tasks;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::process::CommandExt;
@@ -9,11 +11,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
+use futures::FutureExt;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::{Outcome, STORED, configured, resolver};
@@ -34,10 +35,11 @@ use crate::server::proto::config_management_plugin_service_server::ConfigManagem
 use crate::server::receive::Reception;
 use crate::server::renders::Renders;
 use crate::server::shelf::Shelf;
-use crate::server::socket::Socket;
+use crate::server::socket::{Socket, connections};
 use crate::server::{Service, init, pins};
 use crate::telemetry::{Hits, Metrics};
 use crate::workspace::archive::Bounds;
+use tasks::{Task, Tasks};
 
 /// Time for running renders to end after a SIGTERM. Kubernetes gives 30 s by default.
 const DRAIN: Duration = Duration::from_secs(25);
@@ -118,7 +120,7 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// When plugin.yaml, the socket or the port cannot be used.
+    /// When plugin.yaml, the socket or the port cannot be used, and when a background task ends.
     pub async fn run(self) -> anyhow::Result<Outcome> {
         if std::process::id() == 1 {
             return init::run().await.map(|()| Outcome::Done).context("the server below the init process failed");
@@ -176,10 +178,18 @@ impl Arguments {
         metrics.memory(resolver.gauges().into_iter().chain([("shown", board.gauge())]), config.cache_bytes);
         metrics.store(resolver.store_counts());
         let metrics = Arc::new(metrics);
-        let mut tasks = JoinSet::new();
+        let mut tasks = Tasks::default();
+        let stored = Arc::clone(&resolver);
+        tasks.spawn(Task::Store, async move {
+            stored.store_ended().await;
+            Ok(())
+        });
         let pins_socket = listen_for_pins(&config.pins_socket, &resolver, &client, &mut tasks);
         if let Some(path) = config.registries_conf.clone() {
-            tasks.spawn(follow(path, known, client));
+            tasks.spawn(Task::Registries, async move {
+                follow(path, known, client).await;
+                Ok(())
+            });
         }
         let reception = Reception {
             work_dir,
@@ -207,12 +217,12 @@ impl Arguments {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
 
-        let (stop, stopped) = tokio::sync::watch::channel(false);
-        let ended = |mut stopped: tokio::sync::watch::Receiver<bool>| async move {
-            let _ = stopped.wait_for(|stopped| *stopped).await;
-        };
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let admin_server = Admin { socket: socket_path.clone(), metrics, board, token: self.api_token };
-        let admin = tokio::spawn(admin_server.serve(admin));
+        tasks.spawn(Task::Admin, async move {
+            admin_server.serve(admin).await;
+            Ok(())
+        });
         // Last: who finds the socket is answered.
         let mut socket = Socket::bind(&socket_path).context("the plugin socket cannot be made")?;
         let listener = socket.listener().context("the socket is taken")?;
@@ -223,26 +233,26 @@ impl Arguments {
             .add_service(service)
             .add_service(health_service)
             .add_service(reflection)
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), ended(stopped));
+            // It shuts down at the end of the connections.
+            .serve_with_incoming_shutdown(connections(listener, stopped.map(drop)), std::future::pending());
         tracing::info!(socket = %socket.path().display(), admin = %admin_address, renders_at_once = at_once, "serving");
-        let mut server = tokio::spawn(server);
-        tokio::select! {
-            ended = &mut server => ended.context("the server ended")?.context("the server failed")?,
-            () = told_to_stop() => {
-                tracing::info!("draining");
-                let _ = stop.send(true);
-                if tokio::time::timeout(DRAIN, &mut server).await.is_err() {
-                    tracing::warn!("renders were cut off");
-                    server.abort();
-                }
-            }
+        tasks.spawn(Task::Plugin, async move { Ok(server.await?) });
+        let ended = tokio::select! {
+            (_, error) = tasks.ended() => Err(error),
+            () = told_to_stop() => Ok(Outcome::Done),
+        };
+        tracing::info!("draining");
+        // First of all: without it `/readyz` says no, and Argo CD begins no call that would be cut off.
+        socket.remove();
+        drop(stop);
+        if tokio::time::timeout(DRAIN, tasks.wait_for(Task::Plugin)).await.is_err() {
+            tracing::warn!("renders were cut off");
         }
-        admin.abort();
         if !resolver.flush(STORED).await {
             tracing::warn!("what was learned last could not be stored");
         }
         drop((tasks, pins_socket, socket));
-        Ok(Outcome::Done)
+        ended
     }
 }
 
@@ -292,7 +302,7 @@ fn tell_sandbox(sandboxes: &Sandboxes) {
 }
 
 /// Answers `pinion generate` processes. Without it they find out by themselves, so that no failure here is one of the server's.
-fn listen_for_pins(path: &Path, resolver: &Arc<Resolver>, client: &Client, tasks: &mut JoinSet<()>) -> Option<Socket> {
+fn listen_for_pins(path: &Path, resolver: &Arc<Resolver>, client: &Client, tasks: &mut Tasks) -> Option<Socket> {
     let mut socket = match Socket::bind(path) {
         Ok(socket) => socket,
         Err(error) => {
@@ -301,7 +311,11 @@ fn listen_for_pins(path: &Path, resolver: &Arc<Resolver>, client: &Client, tasks
         }
     };
     let client = client.clone();
-    tasks.spawn(pins::answer(socket.listener()?, Arc::clone(resolver), move || client.configuration()));
+    let answers = pins::answer(socket.listener()?, Arc::clone(resolver), move || client.configuration());
+    tasks.spawn(Task::Pins, async move {
+        answers.await;
+        Ok(())
+    });
     Some(socket)
 }
 

@@ -1,13 +1,14 @@
 //! Fetching one file by its address, as far as the policy permits: a chart repository's index, a chart, a remote value file.
 
-use std::sync::{Arc, Once, OnceLock};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::LOCATION;
 use reqwest::{StatusCode, Url};
 
-use super::{Guard, Policy, Refusal};
+use super::{Addresses, Guard, Policy, Refusal};
 use crate::failure::masked;
 
 /// Redirects that are followed one after another; each is checked as the first address was.
@@ -56,13 +57,13 @@ impl FetchError {
 #[derive(Clone, Debug)]
 pub struct Fetcher {
     guard: Guard,
-    client: Arc<OnceLock<reqwest::Client>>,
+    clients: Arc<Mutex<HashMap<Addresses, reqwest::Client>>>,
 }
 
 impl Fetcher {
     /// Costs nothing: certificates are loaded with the first file.
     pub fn new(policy: Arc<Policy>) -> Self {
-        Self { guard: Guard::new(policy, [], true), client: Arc::default() }
+        Self { guard: Guard::new(policy, [], true), clients: Arc::default() }
     }
 
     /// The file at an address by http or https, of at most so many bytes.
@@ -81,7 +82,7 @@ impl Fetcher {
         let mut at = Url::parse(url).map_err(|_| FetchError::Unreadable { url: url_text() })?;
         for _ in 0..=HOPS {
             let refused = |source| FetchError::Refused { host: host(&at), source };
-            self.guard.check(&at).map_err(refused)?;
+            let which = self.guard.check(&at).map_err(refused)?;
             self.guard.check_behind_proxy(&at).await.map_err(refused)?;
             let failed = |error: reqwest::Error| match cause::<Refusal>(&error) {
                 // The resolver's, which is layers below.
@@ -89,7 +90,7 @@ impl Fetcher {
                 // Without the address, which may hold a password.
                 None => FetchError::Unavailable { url: url_text(), source: Arc::new(error.without_url()) },
             };
-            let mut response = self.client().map_err(failed)?.get(at.clone()).send().await.map_err(failed)?;
+            let mut response = self.client(which).map_err(failed)?.get(at.clone()).send().await.map_err(failed)?;
             let status = response.status();
             if status.is_redirection() && status != StatusCode::NOT_MODIFIED {
                 let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
@@ -115,9 +116,11 @@ impl Fetcher {
         Err(FetchError::Redirects { url: url_text() })
     }
 
-    fn client(&self) -> Result<&reqwest::Client, reqwest::Error> {
-        if let Some(client) = self.client.get() {
-            return Ok(client);
+    /// The client that connects to such addresses alone.
+    fn client(&self, which: Addresses) -> Result<reqwest::Client, reqwest::Error> {
+        let kept = || self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = kept().get(&which) {
+            return Ok(client.clone());
         }
         install_provider();
         let client = reqwest::Client::builder()
@@ -126,9 +129,9 @@ impl Fetcher {
             .referer(false)
             .connect_timeout(CONNECT)
             .read_timeout(READ)
-            .dns_resolver(self.guard.resolver())
+            .dns_resolver(self.guard.resolver(which))
             .build()?;
-        Ok(self.client.get_or_init(|| client))
+        Ok(kept().entry(which).or_insert(client).clone())
     }
 }
 

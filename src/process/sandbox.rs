@@ -31,6 +31,7 @@ use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
 
 use super::found;
+use super::group::{Group, Leader};
 use crate::egress::proxy::Proxy;
 use crate::egress::ssh::Ssh;
 
@@ -108,13 +109,11 @@ impl fmt::Display for Profile {
 }
 
 /// What an operator accepts where the kernel keeps less than a profile asks for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mode {
     /// Profile git needs all of it; offline takes what there is.
     #[default]
     #[value(skip)]
-    #[serde(skip)]
     Default,
     /// Refuse a child whose profile is not kept whole
     Require,
@@ -472,15 +471,20 @@ impl Sandbox {
         }
     }
 
-    /// Starts a command inside.
+    /// Starts a command inside, in a process group that ends with the second of the pair.
     ///
     /// # Errors
     ///
     /// When the restrictions cannot be laid on, or the command cannot be started.
-    pub(super) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+    pub(super) fn spawn(&self, command: &mut Command) -> io::Result<(Child, Group)> {
+        // Of use only where a filter keeps the child in the group.
+        let is_kept = self.profile != Profile::Helper && self.level.is_some_and(|level| level.seccomp);
+        let leader = is_kept.then(Leader::start).flatten();
+        let group = leader.as_ref().and_then(Leader::group);
+        command.process_group(Pid::as_raw(group));
         let child = match self.level {
             None => command.spawn(),
-            Some(level) => self.spawn_inside(level, command),
+            Some(level) => self.spawn_inside(level, group, command),
         }?;
         let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
         if let (Some(memory), Some(pid)) = (self.memory, pid) {
@@ -489,12 +493,13 @@ impl Sandbox {
                 let _ = prlimit(Some(pid), resource, Rlimit { current: Some(limit), maximum: Some(limit) });
             }
         }
-        Ok(child)
+        Ok((child, Group(group.or(pid))))
     }
 
-    fn spawn_inside(&self, level: Level, command: &mut Command) -> io::Result<Child> {
+    fn spawn_inside(&self, level: Level, group: Option<Pid>, command: &mut Command) -> io::Result<Child> {
         let runtime = Handle::current();
-        let filters = if level.seccomp { syscalls::filters(self.profile, !self.writable.is_empty())? } else { Vec::new() };
+        let writes = !self.writable.is_empty();
+        let filters = if level.seccomp { syscalls::filters(self.profile, writes, group)? } else { Vec::new() };
         std::thread::scope(|scope| {
             let inside = scope.spawn(|| {
                 let _runtime = runtime.enter();

@@ -4,11 +4,10 @@ use std::io;
 use std::path::Path;
 use std::process::Stdio;
 
-use rustix::process::Pid;
 use tokio::process::Command;
 
+use super::found;
 use super::sandbox::Sandboxes;
-use super::{Group, found};
 use crate::egress::ssh::{Remote, Session, Ssh};
 
 impl Ssh for Sandboxes {
@@ -35,11 +34,9 @@ impl Ssh for Sandboxes {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            .process_group(0)
             .kill_on_drop(true);
         let sandbox = self.ssh(&ssh, port).map_err(io::Error::other)?;
-        let child = sandbox.spawn(&mut command)?;
-        let guard = Box::new(Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed()))));
-        Ok(Session { child, guard })
+        let (child, group) = sandbox.spawn(&mut command)?;
+        Ok(Session { child, guard: Box::new(group) })
     }
 }

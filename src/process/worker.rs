@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{ChildStdin, ChildStdout, Command};
 
+use super::group::Group;
 use super::sandbox::Sandbox;
 use super::{Child, MAX_STDERR, found};
 
@@ -38,6 +39,7 @@ pub struct Worker {
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
     hello: Hello,
+    _group: Group,
 }
 
 /// What a worker says of itself.
@@ -97,9 +99,8 @@ impl Worker {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            .process_group(0)
             .kill_on_drop(true);
-        let mut process = sandbox.spawn(&mut command)?;
+        let (mut process, group) = sandbox.spawn(&mut command)?;
         let requests = process.stdin.take().expect("stdin is piped");
         let mut answers = BufReader::new(process.stdout.take().expect("stdout is piped"));
         let hello: Hello = read(&mut answers).await.map_err(|error| match error.kind() {
@@ -109,7 +110,7 @@ impl Worker {
         if hello.helm_worker != PROTOCOL {
             return Err(invalid(format!("it speaks protocol {}, not {PROTOCOL}", hello.helm_worker)));
         }
-        Ok(Self { process, requests, answers, hello })
+        Ok(Self { process, requests, answers, hello, _group: group })
     }
 
     /// Has it neither network nor other programs?

@@ -76,7 +76,11 @@ impl RegistryError {
             Self::HostRefused { host, source } => match source {
                 Refusal::NotAllowed => "only an operator can add it to the hosts that may be asked".to_owned(),
                 Refusal::Port => "an operator can permit the port with `egress.ports`".to_owned(),
-                _ => format!("if `{host}` is meant, its operator declares it in `registries.conf`, with `prefix` and `api_url`"),
+                _ => {
+                    let hint = format!("if `{host}` is meant, its operator declares it in `registries.conf`, with `prefix` and `api_url`");
+                    // A redirect to another port or host, which another entry does not help.
+                    source.hint().map_or(hint.clone(), |other| format!("{hint}; if a registry keeps its blobs there, {other}"))
+                }
             },
             Self::Denied { credential, .. } if credential.starts_with("anonymous") => {
                 "the repository is private or does not exist: name a credential in `registries.conf`, in docker's `config.json`, or with \

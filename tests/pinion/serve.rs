@@ -4,11 +4,13 @@ use std::fs;
 use std::time::Duration;
 
 use futures::StreamExt;
+use pinion::cli::serve::tasks::Task;
 use pinion::server::proto::AppStreamRequest;
+use rustix::process::Signal;
 use tonic::{Code, Request};
 
 use crate::support::argocd::{Serving, archive, messages};
-use crate::support::driver::{Driver, PATIENCE, until};
+use crate::support::driver::{Driver, PATIENCE, root, until};
 use crate::support::registry::{FakeRegistry, Fault, Route, When};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");
@@ -317,7 +319,7 @@ async fn a_stale_socket_is_replaced_and_a_living_one_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_signal_lets_renders_finish_and_removes_the_socket() {
+async fn a_signal_removes_the_socket_and_lets_renders_finish() {
     let fixture = Fixture::new().await;
     fs::write(fixture.checkout.path().join("app/Chart.yaml"), "apiVersion: v2\nname: x\nversion: 0.1.0\n").expect("written");
     let tools = tempfile::tempdir().expect("a directory");
@@ -330,18 +332,100 @@ async fn a_signal_lets_renders_finish_and_removes_the_socket() {
     fs::write(&helm, script).expect("written");
     fs::set_permissions(&helm, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
     let mut serving = fixture.serve(&["--helm", &helm.display().to_string(), "--sandbox", "off"]);
-    let (mut client, messages) = (serving.client().await, fixture.messages(64));
-    let call = tokio::spawn(async move { client.generate_manifest(tokio_stream::iter(messages)).await });
+    let call = async |serving: &Serving| {
+        let (mut client, messages) = (serving.client().await, fixture.messages(64));
+        let (sent, is_sent) = tokio::sync::oneshot::channel();
+        // Whoever looks for a message behind the last one has sent all.
+        let end = futures::stream::once(async move { sent.send(()) }).filter_map(async |_| None);
+        let call = tokio::spawn(async move { client.generate_manifest(tokio_stream::iter(messages).chain(end)).await });
+        (call, is_sent)
+    };
+    let signal = |signal| {
+        let pid = rustix::process::Pid::from_raw(serving.child.id().cast_signed()).expect("a number");
+        rustix::process::kill_process(pid, signal).expect("a signal");
+    };
+    let (running, _) = call(&serving).await;
     until("helm is not started", async || tools.path().join("started").exists()).await;
-    let pid = rustix::process::Pid::from_raw(serving.child.id().cast_signed()).expect("a number");
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
+    // Its connection waits to be accepted, and the signal too: it has found the socket before.
+    signal(Signal::STOP);
+    let (waiting, is_sent) = call(&serving).await;
+    is_sent.await.expect("it is sent without an answer");
+    signal(Signal::TERM);
+    signal(Signal::CONT);
     until("the server does not drain", async || serving.log().contains("draining")).await;
+    until("the socket still invites callers", async || !serving.socket().exists()).await;
+    assert!(serving.get("/readyz").await.starts_with("HTTP/1.1 503"));
+    assert!(serving.get("/healthz").await.starts_with("HTTP/1.1 200"), "it is alive");
+    assert!(!running.is_finished() && !waiting.is_finished());
     fs::write(release, "").expect("written");
-    let answer = call.await.expect("no panic").expect("the render finished").into_inner();
+    for call in [running, waiting] {
+        let answer = call.await.expect("no panic").expect("the render finished").into_inner();
+        assert!(answer.manifests.concat().contains("web:1.1.0"));
+    }
     let status = tokio::task::block_in_place(|| serving.child.wait().expect("it ends"));
     assert!(status.success(), "{status}: {}", serving.log());
-    assert!(!serving.socket().exists());
-    assert!(answer.manifests.concat().contains("web:1.1.0"));
+    assert!(!serving.log().contains("cut off"), "{}", serving.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_takes_settings_of_serve_and_a_flag_wins() {
+    let fixture = Fixture::new().await;
+    let file = fixture.driver.home().join("pinion.yaml");
+    let token = "api-token: secret\n";
+    fs::write(&file, format!("renders-at-once: 3\nkeep-archives: 7\nmax-archive-bytes: 100\nlog-level: debug\n{token}"))
+        .expect("written");
+    let config = file.display().to_string();
+    let serving = fixture.serve(&["--config", &config, "--max-archive-bytes", "1000000"]);
+    assert!(serving.log().contains("renders_at_once=3"), "{}", serving.log());
+    assert!(generate(&serving, fixture.messages(1024)).await.expect("manifests").contains("web:1.1.0"));
+    let driver = Driver::new(PROGRAM, &fixture.registry).env("PINION_CONFIG", &config);
+    let run = |words: &[&str]| tokio::task::block_in_place(|| driver.run(words));
+    let ran = run(&["check", &fixture.checkout.path().display().to_string()]);
+    assert_eq!(ran.status, 0, "settings of serve are let pass: {ran:?}");
+    for (text, wanted) in [
+        ("renders-at-once: none\n", "`renders-at-once`: `none`: invalid digit found in string"),
+        ("tags-ttl: soon\n", "`tags-ttl`: `soon` is no duration"),
+    ] {
+        fs::write(&file, format!("{token}{text}")).expect("written");
+        let ran = run(&["check"]);
+        assert_eq!(ran.status, 1, "{ran:?}");
+        assert!(ran.stderr.starts_with(&format!("error: configuration `{config}`: {wanted}")), "{ran:?}");
+        assert!(!ran.stderr.contains("secret"), "{ran:?}");
+    }
+}
+
+/// Each task that runs behind the server: nothing that has ended is missed in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_background_task_that_ends_ends_the_server() {
+    let fixture = Fixture::new().await;
+    for task in Task::ALL {
+        for (action, told) in [("return", "it returned"), ("panic", "panicked")] {
+            let dir = tempfile::tempdir().expect("a directory");
+            let log = dir.path().join("log");
+            let mut child = std::process::Command::new(PROGRAM)
+                .args(["serve", "--admin-address", "127.0.0.1:0", "--config-dir-path", "."])
+                .env_clear()
+                .envs(fixture.driver.environment())
+                .envs([("ARGOCD_PLUGINSOCKFILEPATH", dir.path()), ("ARGOCD_CMP_WORKDIR", dir.path())])
+                .env("FAILPOINTS", format!("task::{task}={action}"))
+                .current_dir(root())
+                .stderr(fs::File::create(&log).expect("a log"))
+                .spawn()
+                .expect("it starts");
+            let mut status = None;
+            until(&format!("`{task}` is gone and the server lives"), async || {
+                status = child.try_wait().expect("a child");
+                status.is_some()
+            })
+            .await;
+            let log = fs::read_to_string(log).expect("a log");
+            assert_eq!(status.and_then(|status| status.code()), Some(1), "{task}: {log}");
+            let wanted = format!("error: the task `{task}` ended before the server was told to stop: ");
+            let last = log.lines().find(|line| line.starts_with(&wanted)).unwrap_or_else(|| panic!("{task}: {log}"));
+            assert!(last.contains(told), "{task}: {log}");
+            assert!(!dir.path().join("pinion@v1.sock").exists(), "{task}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

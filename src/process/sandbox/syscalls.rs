@@ -13,6 +13,8 @@ use seccompiler::{
     sock_filter,
 };
 
+use rustix::process::Pid;
+
 use super::Profile;
 
 /// Processes of others, the kernel itself, namespaces, mounts, keys, shared memory of System V: nothing that a tool needs.
@@ -108,7 +110,7 @@ const FAST_OPEN: u64 = 0x2000_0000;
 
 /// Can filters be laid on a thread here? Tries it on this one.
 pub fn is_supported() -> bool {
-    filters(Profile::Offline, false).is_ok_and(|filters| apply(&filters).is_ok())
+    filters(Profile::Offline, false, None).is_ok_and(|filters| apply(&filters).is_ok())
 }
 
 /// Lays filters on this thread, for good.
@@ -120,19 +122,20 @@ pub fn apply(filters: &[BpfProgram]) -> io::Result<()> {
     filters.iter().try_for_each(|filter| seccompiler::apply_filter(filter).map_err(io::Error::other))
 }
 
-/// The filters of a profile. A child that writes somewhere may also change who owns a file there.
+/// The filters of a profile. A child that writes somewhere may also change who owns a file there. It may enter this process group alone;
+/// without one, make its own.
 ///
 /// # Errors
 ///
 /// On processors whose system calls are not known.
-pub fn filters(profile: Profile, writes: bool) -> io::Result<Vec<BpfProgram>> {
+pub fn filters(profile: Profile, writes: bool, group: Option<Pid>) -> io::Result<Vec<BpfProgram>> {
     let architecture: TargetArch = std::env::consts::ARCH.try_into().map_err(io::Error::other)?;
     let errno = |number: i32| SeccompAction::Errno(number.unsigned_abs());
     let build = |calls, action| -> io::Result<BpfProgram> {
         let filter = SeccompFilter::new(calls, SeccompAction::Allow, action, architecture).map_err(io::Error::other)?;
         filter.try_into().map_err(io::Error::other)
     };
-    let denied = denied(profile, writes).map_err(io::Error::other)?;
+    let denied = denied(profile, writes, group).map_err(io::Error::other)?;
     let unknown = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let mut filters = vec![build(denied, errno(libc::EPERM))?, build(unknown, errno(libc::ENOSYS))?];
     filters.push(unknown_numbers());
@@ -141,7 +144,7 @@ pub fn filters(profile: Profile, writes: bool) -> io::Result<Vec<BpfProgram>> {
 
 type Calls = BTreeMap<i64, Vec<SeccompRule>>;
 
-fn denied(profile: Profile, writes: bool) -> Result<Calls, seccompiler::BackendError> {
+fn denied(profile: Profile, writes: bool, group: Option<Pid>) -> Result<Calls, seccompiler::BackendError> {
     let mut calls: Calls = FOREIGN.into_iter().map(|call| (call, Vec::new())).collect();
     let is = |argument: u8, value: u64| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
     let is_not = |argument: u8, value: u64| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, value);
@@ -163,9 +166,10 @@ fn denied(profile: Profile, writes: bool) -> Result<Calls, seccompiler::BackendE
         calls.extend(METADATA.into_iter().chain(OLD_METADATA).map(|call| (call, Vec::new())));
     }
     if profile != Profile::Helper {
-        // A child's group is how it is ended with all that it started. It makes its own after this filter was laid on.
+        // A child's group is how it is ended with all that it started. It enters its group after this filter was laid on.
+        let group = u64::from(Pid::as_raw(group).cast_unsigned());
         calls.insert(libc::SYS_setsid, Vec::new());
-        calls.insert(libc::SYS_setpgid, vec![rule(vec![is_not(0, 0)])?, rule(vec![is_not(1, 0)])?]);
+        calls.insert(libc::SYS_setpgid, vec![rule(vec![is_not(0, 0)])?, rule(vec![is_not(1, group)])?]);
     }
     match profile {
         Profile::Offline => {
@@ -218,10 +222,10 @@ mod tests {
     fn filters_are_made_for_every_profile() {
         for profile in [Profile::Offline, Profile::Git, Profile::Helper] {
             for writes in [false, true] {
-                assert!(filters(profile, writes).expect("filters").iter().all(|filter| !filter.is_empty()));
+                assert!(filters(profile, writes, None).expect("filters").iter().all(|filter| !filter.is_empty()));
             }
         }
-        let calls = |profile| denied(profile, false).expect("rules");
+        let calls = |profile| denied(profile, false, None).expect("rules");
         assert!(calls(Profile::Offline)[&libc::SYS_socket].is_empty(), "whatever its arguments");
         assert!(!calls(Profile::Git)[&libc::SYS_socket].is_empty());
         assert!(!calls(Profile::Helper).contains_key(&libc::SYS_socket));

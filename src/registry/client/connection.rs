@@ -4,7 +4,7 @@
 //! not passed the guard, and redirects are never followed here.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use super::Limits;
 use super::pace::{Pace, backoff, retry_after};
 use super::session::Session;
 use crate::egress::fetch::{cause, install_provider};
-use crate::egress::{Guard, Refusal};
+use crate::egress::{Addresses, Guard, Refusal};
 use crate::registry::config::{Endpoint, authority};
 use crate::registry::error::{Because, RegistryError};
 
@@ -71,10 +71,7 @@ pub struct Connection {
     guard: Guard,
     limits: Arc<Limits>,
     /// Built when first needed: a registry over plain http never loads the system's certificates.
-    plain: OnceLock<reqwest::Client>,
-    verified: OnceLock<reqwest::Client>,
-    /// For the registry's own host where the operator switched verification off.
-    unverified: OnceLock<reqwest::Client>,
+    clients: Mutex<HashMap<(Kind, Addresses), reqwest::Client>>,
     pace: Pace,
     permits: Semaphore,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
@@ -88,9 +85,7 @@ impl Connection {
             guard: Guard::new(Arc::clone(&limits.egress), own.into_iter().flatten(), plain),
             pace: Pace::new(endpoint.limit),
             permits: Semaphore::new(limits.concurrency.max(1)),
-            plain: OnceLock::new(),
-            verified: OnceLock::new(),
-            unverified: OnceLock::new(),
+            clients: Mutex::default(),
             sessions: Mutex::default(),
             endpoint,
             limits,
@@ -127,9 +122,10 @@ impl Connection {
     /// [`RegistryError::Limited`], [`RegistryError::Unavailable`], [`RegistryError::TooLarge`], [`RegistryError::HostRefused`],
     /// [`RegistryError::Tls`]. A reply of any other status is a reply.
     pub async fn exchange(&self, request: &Request, deadline: Instant) -> Result<Reply, RegistryError> {
-        self.guard.check(&request.url).map_err(|source| RegistryError::HostRefused { host: authority(&request.url), source })?;
-        let client = self.client(&request.url)?;
         let registry = authority(&request.url);
+        let refused = |source| RegistryError::HostRefused { host: registry.clone(), source };
+        let which = self.guard.check(&request.url).map_err(refused)?;
+        let client = self.client(&request.url, which)?;
         let mut attempt = 1;
         loop {
             if !self.pace.turn(deadline).await {
@@ -198,22 +194,24 @@ impl Connection {
         Ok(Reply { status, headers, body })
     }
 
-    fn client(&self, url: &Url) -> Result<reqwest::Client, RegistryError> {
+    /// The client for a URL. It connects to the addresses that the guard permits there.
+    fn client(&self, url: &Url, which: Addresses) -> Result<reqwest::Client, RegistryError> {
         let own = url.host_str() == self.endpoint.api_url.host_str();
-        let (slot, kind) = match url.scheme() {
-            "http" => (&self.plain, Kind::Plain),
-            _ if own && self.endpoint.insecure => (&self.unverified, Kind::Unverified),
-            _ => (&self.verified, Kind::Verified),
+        let kind = match url.scheme() {
+            "http" => Kind::Plain,
+            _ if own && self.endpoint.insecure => Kind::Unverified,
+            _ => Kind::Verified,
         };
-        if let Some(client) = slot.get() {
+        let kept = || self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = kept().get(&(kind, which)) {
             return Ok(client.clone());
         }
         // A failure is not kept: a missing file may be mounted by the next question.
-        let client = self.build(kind)?;
-        Ok(slot.get_or_init(|| client).clone())
+        let client = self.build(kind, which)?;
+        Ok(kept().entry((kind, which)).or_insert(client).clone())
     }
 
-    fn build(&self, kind: Kind) -> Result<reqwest::Client, RegistryError> {
+    fn build(&self, kind: Kind, which: Addresses) -> Result<reqwest::Client, RegistryError> {
         install_provider();
         let tls = |text: String| RegistryError::Tls { registry: self.endpoint.authority(), source: Because::cause(text) };
         let mut builder = reqwest::Client::builder()
@@ -225,7 +223,7 @@ impl Connection {
             .pool_max_idle_per_host(self.limits.concurrency)
             // One retry policy is enough, and ours is it.
             .retry(reqwest::retry::never())
-            .dns_resolver(self.guard.resolver());
+            .dns_resolver(self.guard.resolver(which));
         builder = match kind {
             Kind::Plain => builder.tls_certs_only([]),
             Kind::Unverified => builder.tls_danger_accept_invalid_certs(true),
@@ -248,10 +246,11 @@ impl Connection {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Kind {
     Plain,
     Verified,
+    /// For the registry's own host where the operator switched verification off.
     Unverified,
 }
 
@@ -318,9 +317,10 @@ mod tests {
         install_provider();
         let policy = Policy { cidrs: vec!["10.0.0.0/8".parse().expect("a range")], ..Policy::default() };
         let guard = Guard::new(Arc::new(policy), [], true);
-        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]).dns_resolver(guard.resolver());
-        let client = client.build().expect("a client");
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
         let url = Url::parse("http://localhost:1/v2/").expect("a url");
+        let which = guard.check(&url).expect("a name for which the address decides");
+        let client = client.dns_resolver(guard.resolver(which)).build().expect("a client");
         let error = client.get(url.clone()).send().await.expect_err("refused");
         let refused = classify(error, &url);
         assert!(matches!(refused, RegistryError::HostRefused { source: Refusal::PrivateAddress, .. }), "{refused:?}");

@@ -211,6 +211,31 @@ int main(int argc, char **argv) {
     report("userfault", syscall(SYS_userfaultfd, 1 /* user mode only */) >= 0);
     report("new-call", syscall(470) >= 0 || errno != ENOSYS);
 
+    /* Something that is to outlive this program: in another group or session, if it can. */
+    report("new-group", ({ pid_t pid = fork(); int status;
+        if (!pid) _exit(setpgid(0, 0) ? errno : 0);
+        waitpid(pid, &status, 0); errno = WEXITSTATUS(status); status == 0; }));
+    report("new-group-by-number", ({ pid_t pid = fork(); int status;
+        if (!pid) _exit(setpgid(getpid(), getpid()) ? errno : 0);
+        waitpid(pid, &status, 0); errno = WEXITSTATUS(status); status == 0; }));
+    report("new-session", ({ pid_t pid = fork(); int status;
+        if (!pid) _exit(setsid() < 0 ? errno : 0);
+        waitpid(pid, &status, 0); errno = WEXITSTATUS(status); status == 0; }));
+    int left[2];
+    if (pipe(left)) return 2;
+    pid_t lingering = fork();
+    if (!lingering) {
+        setpgid(0, 0);
+        setsid();
+        /* Nobody waits for what it writes, and this program for what it has done. */
+        for (int number = 0; number < 1024; number++) close(number);
+        sleep(600);
+        _exit(0);
+    }
+    close(left[1]);
+    while (read(left[0], path, 1) > 0);
+    printf("  left-behind: \"%d\"\n", lingering);
+
     printf("  inherited: \"%d\"\n  environment: \"", inherited);
     extern char **environ;
     for (char **entry = environ; *entry; entry++) printf("%.*s ", (int)strcspn(*entry, "="), *entry);

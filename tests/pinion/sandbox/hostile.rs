@@ -52,6 +52,7 @@ fn permitted(level: Level, is_git: bool) -> Vec<&'static str> {
     // A tool that writes somewhere may also change who owns its files, wherever they are.
     add(&["chmod-outside", "times-outside"], seccomp && !is_git);
     add(&["socket-pair"], seccomp && !is_git);
+    add(&["new-group", "new-group-by-number", "new-session"], seccomp);
     permitted
 }
 
@@ -175,6 +176,15 @@ async fn check(files: &[(&str, &str)], is_helm: bool, is_git: bool) {
         let is_worked = result == "worked";
         match name {
             "inherited" => assert_eq!(result, "0", "descriptors of ours"),
+            "left-behind" => {
+                let id: i32 = result.parse().expect("a number");
+                let lives = || fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| !stat.contains(") Z "));
+                if level.seccomp {
+                    until("what it started outlives it", async || !lives()).await;
+                } else if let Some(pid) = rustix::process::Pid::from_raw(id).filter(|_| lives()) {
+                    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("a signal");
+                }
+            }
             "secrets" => assert_eq!(result, "", "variables with a secret"),
             "environment" => {
                 let known = |word: &&str| {

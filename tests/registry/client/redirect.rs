@@ -44,6 +44,31 @@ async fn blobs_are_not_followed_to_hosts_that_may_not_be_asked() {
     }
 }
 
+/// A declared host may have any address on the declared port alone: another port is another service.
+#[tokio::test]
+async fn blobs_are_not_followed_to_another_port_of_a_declared_host_with_a_private_address() {
+    let (registry, other) = (FakeRegistry::start().await, FakeRegistry::start().await);
+    registry.push("acme/web", "1.0");
+    let named = |registry: &FakeRegistry| registry.url().replace("127.0.0.1", "localhost");
+    let text =
+        format!("registries:\n- {{name: fake, prefix: '{}', api_url: '{}', limit: 0}}\n", registry.host(), named(&registry));
+    let config = RegistriesConfig::parse(&text, Path::new("registries.conf")).expect("a configuration");
+    let with = |range: &str| {
+        // With a range, names are judged by their addresses; `localhost` is the one that needs no network.
+        let egress = Policy { cidrs: vec![range.parse().expect("a range")], ..Policy::default() };
+        Client::new(config.clone(), Limits { egress: Arc::new(egress), ..limits() })
+    };
+    registry.fault_on(Route::Blob, When::Always, Fault::redirect(format!("{}{{path}}", named(&other))));
+    let client = with("10.0.0.0/8");
+    let error = image_config(&client, &registry, "1.0").await.expect_err("another port");
+    assert!(matches!(&error, RegistryError::HostRefused { host, .. } if *host == other.host().replace("127.0.0.1", "localhost")));
+    assert!(shown(&error).contains("private or reserved address") && shown(&error).contains("egress.cidrs"), "{}", shown(&error));
+    assert_eq!(other.connections(), 0);
+    // The operator can permit the address; what answers there is not asked for.
+    let error = image_config(&with("127.0.0.0/8"), &registry, "1.0").await.expect_err("no blob");
+    assert!(!matches!(error, RegistryError::HostRefused { .. }) && other.connections() > 0, "{}", shown(&error));
+}
+
 #[tokio::test]
 async fn redirects_of_a_blob_have_an_end() {
     let registry = FakeRegistry::start().await;
