@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use tonic::transport::Server;
 
 use super::{Outcome, STORED, configured, resolver};
+use crate::clock::Clock;
 use crate::config;
 use crate::failure::{Failure, Failures, chain};
 use crate::process::pool::{Counts, Limits, Pool};
@@ -171,7 +172,7 @@ impl Arguments {
         config.tools.memo.iter().for_each(|memo| metrics.memo(memo));
         metrics.helm(&config.tools.templates, &workers);
         metrics.sandbox(&config.tools.sandboxes);
-        let board = Arc::new(Board::new(config.cache_bytes / 8));
+        let board = Arc::new(Board::new(config.cache_bytes / 8, Clock::default()));
         let client = config.client.clone();
         let resolver = Arc::new(resolver(&config, hits, None, true));
         resolver.preload().await;

@@ -24,6 +24,7 @@ use super::credential::provider::{CredentialProvider, Found};
 use super::error::{Because, RegistryError};
 use super::metadata::{self, ACCEPT};
 use super::{Access, Blob, ImageConfig, Listing, Manifest, Target, auth};
+use crate::clock::Clock;
 use crate::egress::{HostPattern, Policy, Refusal};
 use crate::image::{Digest, Repository, Tag};
 use crate::process::sandbox::Sandboxes;
@@ -70,6 +71,8 @@ pub struct Limits {
     pub sandboxes: Sandboxes,
     /// Counts what is sent.
     pub requests: Requests,
+    /// For dates in `Retry-After`.
+    pub clock: Clock,
 }
 
 impl Default for Limits {
@@ -90,6 +93,7 @@ impl Default for Limits {
             docker_config: DockerConfig::default_path(),
             sandboxes: Sandboxes::default(),
             requests: Requests::default(),
+            clock: Clock::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use crate::clock::Clock;
 use crate::generate::Generated;
 use crate::pin::{Pin, Report};
 use crate::shares::SharedCache;
@@ -23,34 +24,37 @@ struct Entry {
 
 /// All applications, by name: each as the JSON that is shown. Bounded in bytes, which AppProjects share fairly.
 #[derive(Debug)]
-pub struct Board(SharedCache<String, Box<str>>);
+pub struct Board {
+    entries: SharedCache<String, Box<str>>,
+    clock: Clock,
+}
 
 impl Board {
     /// An empty one of so many bytes.
-    pub fn new(most_bytes: u64) -> Self {
-        Self(SharedCache::new(most_bytes))
+    pub fn new(most_bytes: u64, clock: Clock) -> Self {
+        Self { entries: SharedCache::new(most_bytes), clock }
     }
 
     /// Remembers a render.
     pub fn set(&self, application: &str, project: &str, generated: &Generated) {
         let pins = generated.pins.iter().map(Pin::report).collect();
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let entry = Entry { application: application.to_owned(), tool: generated.tool, rendered: now, pins };
         // Nothing in it fails to be JSON.
         let Ok(entry) = serde_json::to_string(&entry) else { return };
         let bytes = (entry.len() + 3 * application.len()) as u64;
-        self.0.insert(application.to_owned(), project, now, entry.into(), bytes);
+        self.entries.insert(application.to_owned(), project, now, entry.into(), bytes);
     }
 
     /// Bytes of all of it.
     pub fn gauge(&self) -> &Gauge {
-        self.0.gauge()
+        self.entries.gauge()
     }
 
     /// All of it as JSON: an array of applications with their pins, by name.
     pub fn json(&self) -> String {
         let mut entries = BTreeMap::new();
-        self.0.each(|application, entry| drop(entries.insert(application.clone(), entry.clone())));
+        self.entries.each(|application, entry| drop(entries.insert(application.clone(), entry.clone())));
         format!("[{}]", entries.values().map(|entry| &**entry).collect::<Vec<_>>().join(","))
     }
 }
@@ -73,7 +77,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_all_applications_are_bounded_and_shared() {
-        let board = Board::new(100_000);
+        let board = Board::new(100_000, Clock::default());
         board.set("honest", "other", &generated());
         for number in 0..1000 {
             board.set(&format!("app-{number}"), "greedy", &generated());

@@ -1,23 +1,19 @@
-//! The tables of the store, and reading and writing them.
-//!
-//! Every row has a checksum over its key and its content, so that a row which the disk or a defect has changed is never believed.
+//! The store's file: opening it, its schema, reading and writing it.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use fail::fail_point;
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
 use rustix::fs::statfs;
-use sha2::{Digest as _, Sha256};
 
 use super::StoreError;
-use crate::shares::Shares;
+use super::changes::{Changes, PinRow, StoredChoice, StoredRecord};
+use super::rows::{Importer, listing_row, metadata_row, pin_row, tag_row, write_pin, write_record};
 
 /// Marks the file as one of Pinion's (`PRAGMA application_id`): "pini".
 const APPLICATION: i64 = 0x7069_6e69;
@@ -72,9 +68,6 @@ const VERSION: i64 = MIGRATIONS.len() as i64;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 
-/// Bytes that a row takes beside its texts, roughly.
-const ROW: i64 = 40;
-
 /// Longest wait of a write for other processes.
 pub(super) const WRITE_WAIT: Duration = Duration::from_secs(1);
 
@@ -94,102 +87,10 @@ const NETWORK_FILE_SYSTEMS: [(u64, &str); 9] = [
     (0x5346_414f, "AFS"),
 ];
 
-/// What is stored of one repository by one credential. Texts are as they were put in.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StoredRecord {
-    /// The last complete listing, and when it was read.
-    pub listing: Option<(Timestamp, String)>,
-    /// By tag: when it was asked, and the digest; [`None`] if the registry said that the tag does not exist.
-    pub tags: Vec<(String, Timestamp, Option<String>)>,
-    /// By digest: manifests and configurations.
-    pub metadata: Vec<(String, String)>,
-}
-
-/// The last choice for a question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredChoice {
-    /// When the listing was read that it was made from.
-    pub at: Timestamp,
-    pub choice: String,
-}
-
-/// A choice to be stored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PinRow {
-    pub key: String,
-    pub tenant: String,
-    pub stored: StoredChoice,
-}
-
-/// What was learned about a repository and is not stored yet.
-#[derive(Clone, Debug, Default)]
-pub struct Changes {
-    pub listing: Option<NewListing>,
-    /// As in [`StoredRecord::tags`].
-    pub tags: BTreeMap<String, (Timestamp, Option<String>)>,
-    pub metadata: BTreeMap<String, String>,
-    /// Tags that are no longer listed.
-    pub forgotten_tags: BTreeSet<String>,
-    /// Digests that no tag leads to any more.
-    pub forgotten_metadata: BTreeSet<String>,
-    /// Tenants that asked, and when.
-    pub askers: BTreeMap<String, Timestamp>,
-}
-
-/// A listing that was read.
-#[derive(Clone)]
-pub struct NewListing {
-    pub at: Timestamp,
-    /// Writes it out, on the writer's thread.
-    pub text: Arc<dyn Fn() -> String + Send + Sync>,
-    /// Bytes that it holds in memory until then.
-    pub bytes: usize,
-}
-
-impl std::fmt::Debug for NewListing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NewListing").field("at", &self.at).field("bytes", &self.bytes).finish_non_exhaustive()
-    }
-}
-
-impl Changes {
-    /// Adds later changes.
-    pub fn merge(&mut self, later: Self) {
-        self.listing = later.listing.or(self.listing.take());
-        for (tag, known) in later.tags {
-            self.forgotten_tags.remove(&tag);
-            self.tags.insert(tag, known);
-        }
-        for (digest, content) in later.metadata {
-            self.forgotten_metadata.remove(&digest);
-            self.metadata.insert(digest, content);
-        }
-        for tag in later.forgotten_tags {
-            self.tags.remove(&tag);
-            self.forgotten_tags.insert(tag);
-        }
-        for digest in later.forgotten_metadata {
-            self.metadata.remove(&digest);
-            self.forgotten_metadata.insert(digest);
-        }
-        self.askers.extend(later.askers);
-    }
-
-    /// Bytes in memory, roughly.
-    pub fn bytes(&self) -> usize {
-        const ENTRY: usize = 200;
-        let listing = self.listing.as_ref().map_or(0, |listing| listing.bytes);
-        let tags: usize = self.tags.keys().map(|tag| tag.len() + ENTRY).sum();
-        let metadata: usize = self.metadata.values().map(|content| content.len() + ENTRY).sum();
-        let forgotten = (self.forgotten_tags.len() + self.forgotten_metadata.len() + self.askers.len()) * ENTRY;
-        listing + tags + metadata + forgotten
-    }
-}
-
 /// A connection to the store's file.
 #[derive(Debug)]
 pub(super) struct Database {
-    connection: Connection,
+    pub(super) connection: Connection,
     path: PathBuf,
     /// Which file it is: another one may have taken its place.
     file: (u64, u64),
@@ -352,7 +253,7 @@ impl Database {
         Ok(pins)
     }
 
-    fn each_pin(
+    pub(super) fn each_pin(
         &self,
         sql: &str,
         mut see: impl FnMut(Result<PinRow, StoreError>) -> Result<(), StoreError>,
@@ -381,18 +282,7 @@ impl Database {
     /// Stores choices in one transaction. A newer one that is there stays, unless it lies in the future.
     pub fn write_pins(&mut self, pins: &[PinRow], now: Timestamp) -> Result<(), StoreError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        {
-            let mut statement = transaction.prepare_cached(
-                "INSERT INTO pins (key, tenant, at, choice, sum) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT (key, tenant) DO UPDATE SET at = excluded.at, choice = excluded.choice, sum = excluded.sum
-                 WHERE excluded.at >= pins.at OR pins.at > ?6",
-            )?;
-            for PinRow { key, tenant, stored } in pins {
-                let at = stored.at.as_microsecond();
-                let sum = checksum(&[key, tenant, &at.to_string(), &stored.choice]);
-                statement.execute(params![key, tenant, at, stored.choice, sum, now.as_microsecond()])?;
-            }
-        }
+        pins.iter().try_for_each(|pin| write_pin(&transaction, pin, now.as_microsecond()))?;
         fail_point!("store::before_commit", |_| std::process::abort());
         transaction.commit()?;
         fail_point!("store::after_commit", |_| std::process::abort());
@@ -422,7 +312,7 @@ impl Database {
         if transaction.execute(sql, params![fact, now.to_string()])? == 0 {
             return Ok(false);
         }
-        work(&mut Importer { transaction: &transaction, now: now.as_microsecond() })?;
+        work(&mut Importer::new(&transaction, now))?;
         fail_point!("store::before_import", |_| std::process::abort());
         transaction.commit()?;
         Ok(true)
@@ -435,123 +325,12 @@ impl Database {
         Ok(u64::try_from(pages - free).unwrap_or(0) * PAGE)
     }
 
-    /// Evicts rows until at most so many bytes are used. The tenant with the largest charge gives first, see [`Shares`]: the records of
-    /// repositories are taken before pins, since a registry can give them again.
-    pub fn evict(&mut self, most_bytes: u64) -> Result<(), StoreError> {
-        let used = self.used_bytes()?;
-        if used <= most_bytes {
-            return Ok(());
-        }
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut shares = Shares::default();
-        {
-            let mut weights: BTreeMap<i64, u64> = BTreeMap::new();
-            let mut statement = transaction.prepare("SELECT r.id, a.tenant, a.at, r.bytes FROM repositories r LEFT JOIN askers a ON a.repository = r.id ORDER BY a.at")?;
-            let mut rows = statement.query([])?;
-            while let Some(row) = rows.next()? {
-                let id: i64 = row.get(0)?;
-                let tenant: Option<String> = row.get(1)?;
-                let at: Option<i64> = row.get(2)?;
-                shares.hold(
-                    &Stored::Repository(id),
-                    tenant.as_deref().unwrap_or_default(),
-                    at.and_then(time).unwrap_or_default(),
-                );
-                weights.insert(id, u64::try_from(row.get::<_, i64>(3)?).unwrap_or(0));
-            }
-            weights.into_iter().for_each(|(id, bytes)| shares.weigh(&Stored::Repository(id), bytes));
-            let repositories = shares.total();
-            let mut statement = transaction
-                .prepare("SELECT key, tenant, at, length(key) + length(tenant) + length(choice) FROM pins ORDER BY at")?;
-            let mut rows = statement.query([])?;
-            let mut pins = Shares::default();
-            while let Some(row) = rows.next()? {
-                let (key, tenant): (String, String) = (row.get(0)?, row.get(1)?);
-                let pin = Stored::Pin(key, tenant.clone());
-                pins.hold(&pin, &tenant, time(row.get(2)?).unwrap_or_default());
-                pins.weigh(&pin, u64::try_from(row.get::<_, i64>(3)?).unwrap_or(0));
-            }
-            // Rows are counted, pages are used: the one in proportion to the other. Records may take what pins leave of it.
-            let all = repositories + pins.total();
-            let most = u64::try_from(u128::from(all) * u128::from(most_bytes) / u128::from(used.max(1))).unwrap_or(u64::MAX);
-            let evicted = pins.shrink(most / 2).into_iter().chain(shares.shrink(most.saturating_sub(pins.total())));
-            let evicted: Vec<Stored> = evicted.collect();
-            tracing::info!(
-                rows = evicted.len(),
-                used,
-                most_bytes,
-                "the store is full: what the largest tenants used longest ago is removed"
-            );
-            for row in evicted {
-                match row {
-                    Stored::Repository(id) => {
-                        transaction.prepare_cached("DELETE FROM repositories WHERE id = ?1")?.execute([id])?;
-                    }
-                    Stored::Pin(key, tenant) => {
-                        transaction.prepare_cached("DELETE FROM pins WHERE key = ?1 AND tenant = ?2")?.execute([key, tenant])?;
-                    }
-                }
-            }
-        }
-        transaction.commit()?;
-        Ok(())
-    }
-
     /// Writes a copy to a file that is not there yet.
     pub fn copy_to(&self, path: &Path) -> Result<(), StoreError> {
         let path = path.to_str().ok_or(StoreError::NoFile)?;
         self.connection.execute_batch("PRAGMA query_only = off")?;
         self.connection.execute("VACUUM INTO ?1", [path])?;
         Ok(())
-    }
-
-    /// Reads what can be read of a damaged file, from both ends of each table, and hands on what has a right checksum.
-    pub fn salvage(&self, into: &mut Importer) -> (usize, usize) {
-        let (mut pins, mut repositories) = (BTreeSet::new(), BTreeSet::new());
-        for order in ["", " ORDER BY key DESC, tenant DESC"] {
-            let _ = self.each_pin(&format!("SELECT key, tenant, at, choice, sum FROM pins{order}"), |pin| {
-                if let Ok(pin) = pin
-                    && into.pin(&pin).is_ok()
-                {
-                    pins.insert((pin.key, pin.tenant));
-                }
-                Ok(())
-            });
-        }
-        let mut keys = BTreeSet::new();
-        for order in ["", " ORDER BY id DESC"] {
-            let Ok(mut statement) = self.connection.prepare(&format!("SELECT key FROM repositories{order}")) else { continue };
-            let Ok(mut rows) = statement.query([]) else { continue };
-            while let Ok(Some(row)) = rows.next() {
-                keys.extend(row.get::<_, String>(0).ok());
-            }
-        }
-        for key in keys {
-            let Ok(Some(record)) = self.record(&key) else { continue };
-            let mut changes = Changes {
-                tags: record.tags.into_iter().map(|(tag, at, digest)| (tag, (at, digest))).collect(),
-                metadata: record.metadata.into_iter().collect(),
-                ..Changes::default()
-            };
-            changes.listing =
-                record.listing.map(|(at, text)| NewListing { at, bytes: text.len(), text: Arc::new(move || text.clone()) });
-            changes.askers = self.askers(&key).unwrap_or_default();
-            if into.record(&key, &changes).is_ok() {
-                repositories.insert(key);
-            }
-        }
-        (pins.len(), repositories.len())
-    }
-
-    fn askers(&self, key: &str) -> Result<BTreeMap<String, Timestamp>, StoreError> {
-        let sql = "SELECT a.tenant, a.at FROM askers a JOIN repositories r ON r.id = a.repository WHERE r.key = ?1";
-        let mut statement = self.connection.prepare(sql)?;
-        let mut rows = statement.query([key])?;
-        let mut askers = BTreeMap::new();
-        while let Some(row) = rows.next()? {
-            askers.insert(row.get(0)?, time(row.get(1)?).unwrap_or_default());
-        }
-        Ok(askers)
     }
 }
 
@@ -581,156 +360,6 @@ fn copied(path: &Path) -> Result<(Connection, tempfile::TempDir), StoreError> {
         }
     }
     Ok((open_to_read(&copy, "")?, dir))
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Stored {
-    Repository(i64),
-    Pin(String, String),
-}
-
-/// Writes rows within [`Database::import`].
-pub(super) struct Importer<'t> {
-    transaction: &'t Transaction<'t>,
-    now: i64,
-}
-
-impl Importer<'_> {
-    pub fn record(&mut self, key: &str, changes: &Changes) -> Result<(), StoreError> {
-        write_record(self.transaction, key, changes, self.now)
-    }
-
-    pub fn pin(&mut self, pin: &PinRow) -> Result<(), StoreError> {
-        let PinRow { key, tenant, stored } = pin;
-        let at = stored.at.as_microsecond();
-        let sum = checksum(&[key, tenant, &at.to_string(), &stored.choice]);
-        let sql = "INSERT INTO pins (key, tenant, at, choice, sum) VALUES (?1, ?2, ?3, ?4, ?5)
-                   ON CONFLICT (key, tenant) DO UPDATE SET at = excluded.at, choice = excluded.choice, sum = excluded.sum
-                   WHERE excluded.at >= pins.at OR pins.at > ?6";
-        self.transaction.prepare_cached(sql)?.execute(params![key, tenant, at, stored.choice, sum, self.now])?;
-        Ok(())
-    }
-}
-
-fn write_record(transaction: &Transaction, key: &str, changes: &Changes, now: i64) -> Result<(), StoreError> {
-    transaction.prepare_cached("INSERT INTO repositories (key) VALUES (?1) ON CONFLICT DO NOTHING")?.execute([key])?;
-    let find = "SELECT id, sum FROM repositories WHERE key = ?1";
-    let (id, stored_sum): (i64, i64) =
-        transaction.prepare_cached(find)?.query_row([key], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let mut has_changed = !changes.tags.is_empty() || !changes.metadata.is_empty();
-    if let Some(NewListing { at, text, .. }) = &changes.listing {
-        let (at, text) = (at.as_microsecond(), text());
-        let sum = checksum(&[key, &text]);
-        let newer = "id = ?1 AND (listed_at IS NULL OR listed_at <= ?2 OR listed_at > ?3)";
-        let listed_sum = listed_sum(key, at, sum);
-        if sum == stored_sum {
-            // The same tags again: their text is not written anew.
-            let sql = format!("UPDATE repositories SET listed_at = ?2, listed_sum = ?4 WHERE {newer}");
-            transaction.prepare_cached(&sql)?.execute([id, at, now, listed_sum])?;
-        } else {
-            let sql = format!("UPDATE repositories SET listed_at = ?2, listed_sum = ?4, listing = ?5, sum = ?6 WHERE {newer}");
-            transaction.prepare_cached(&sql)?.execute(params![id, at, now, listed_sum, text, sum])?;
-            has_changed = true;
-        }
-    }
-    {
-        let mut statement = transaction.prepare_cached(
-            "INSERT INTO tags (repository, tag, at, digest, sum) VALUES (?1, ?2, ?3, ?4, ?5)
-             ON CONFLICT (repository, tag) DO UPDATE SET at = excluded.at, digest = excluded.digest, sum = excluded.sum
-             WHERE excluded.at >= tags.at OR tags.at > ?6",
-        )?;
-        for (tag, (at, digest)) in &changes.tags {
-            let at = at.as_microsecond();
-            let sum = checksum(&[key, tag, &at.to_string(), digest.as_deref().unwrap_or_default()]);
-            statement.execute(params![id, tag, at, digest, sum, now])?;
-        }
-    }
-    {
-        let mut statement = transaction.prepare_cached(
-            "INSERT INTO metadata (repository, digest, content, sum) VALUES (?1, ?2, ?3, ?4)
-             ON CONFLICT (repository, digest) DO UPDATE SET content = excluded.content, sum = excluded.sum",
-        )?;
-        for (digest, content) in &changes.metadata {
-            statement.execute(params![id, digest, content, checksum(&[key, digest, content])])?;
-        }
-    }
-    for (forgotten, sql) in [
-        (&changes.forgotten_tags, "DELETE FROM tags WHERE repository = ?1 AND tag = ?2"),
-        (&changes.forgotten_metadata, "DELETE FROM metadata WHERE repository = ?1 AND digest = ?2"),
-    ] {
-        let mut statement = transaction.prepare_cached(sql)?;
-        for name in forgotten {
-            has_changed |= statement.execute(params![id, name])? > 0;
-        }
-    }
-    for (tenant, at) in &changes.askers {
-        let sql = "INSERT INTO askers (repository, tenant, at) VALUES (?1, ?2, ?3) ON CONFLICT DO UPDATE SET at = excluded.at";
-        transaction.prepare_cached(sql)?.execute(params![id, tenant, at.as_microsecond()])?;
-    }
-    if has_changed {
-        let sql = format!(
-            "UPDATE repositories SET bytes = length(key) + coalesce(length(listing), 0)
-             + (SELECT coalesce(sum(length(tag) + coalesce(length(digest), 0) + {ROW}), 0) FROM tags WHERE repository = ?1)
-             + (SELECT coalesce(sum(length(digest) + length(content) + {ROW}), 0) FROM metadata WHERE repository = ?1)
-             WHERE id = ?1"
-        );
-        transaction.prepare_cached(&sql)?.execute([id])?;
-    }
-    Ok(())
-}
-
-/// The first eight bytes of a SHA-256 over the texts and their lengths.
-fn checksum(texts: &[&str]) -> i64 {
-    let mut hasher = Sha256::new();
-    for text in texts {
-        hasher.update((text.len() as u64).to_le_bytes());
-        hasher.update(text);
-    }
-    let digest = hasher.finalize();
-    i64::from_le_bytes(digest[..8].try_into().expect("a digest has 32 bytes"))
-}
-
-fn time(microseconds: i64) -> Option<Timestamp> {
-    Timestamp::from_microsecond(microseconds).ok()
-}
-
-/// Ties the time of a listing to its text, which keeps its checksum when it is read again.
-fn listed_sum(key: &str, at: i64, sum: i64) -> i64 {
-    checksum(&[key, &at.to_string(), &sum.to_string()])
-}
-
-fn listing_row(key: &str, row: &Row) -> Result<(Timestamp, String), StoreError> {
-    let (at, text, sum, own): (i64, String, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-    match time(at) {
-        Some(read) if checksum(&[key, &text]) == sum && listed_sum(key, at, sum) == own => Ok((read, text)),
-        _ => Err(StoreError::Damaged),
-    }
-}
-
-fn pin_row(row: &Row) -> Result<PinRow, StoreError> {
-    let (key, tenant): (String, String) = (row.get(0)?, row.get(1)?);
-    let (at, choice, sum): (i64, String, i64) = (row.get(2)?, row.get(3)?, row.get(4)?);
-    match time(at) {
-        Some(read) if checksum(&[&key, &tenant, &at.to_string(), &choice]) == sum => {
-            Ok(PinRow { key, tenant, stored: StoredChoice { at: read, choice } })
-        }
-        _ => Err(StoreError::Damaged),
-    }
-}
-
-fn tag_row(key: &str, row: &Row) -> Result<(String, Timestamp, Option<String>), StoreError> {
-    let (tag, at, digest, sum): (String, i64, Option<String>, i64) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-    match time(at) {
-        Some(read) if checksum(&[key, &tag, &at.to_string(), digest.as_deref().unwrap_or_default()]) == sum => {
-            Ok((tag, read, digest))
-        }
-        _ => Err(StoreError::Damaged),
-    }
-}
-
-fn metadata_row(key: &str, row: &Row) -> Result<(String, String), StoreError> {
-    let (digest, content, sum): (String, String, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-    if checksum(&[key, &digest, &content]) == sum { Ok((digest, content)) } else { Err(StoreError::Damaged) }
 }
 
 /// Device and number of a regular file. [`None`] if there is nothing.

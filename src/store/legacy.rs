@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::StoreError;
-use super::database::{Changes, Database, Importer, NewListing, PinRow, StoredChoice};
+use super::changes::{Changes, NewListing, PinRow, StoredChoice};
+use super::database::Database;
+use super::rows::Importer;
 
 /// The directory of the JSON files, below the store's.
 pub(super) const DIRECTORY: &str = "v1";

@@ -1,15 +1,19 @@
 //! A copy of the store from time to time, and what is done when its file is damaged.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
 use fail::fail_point;
 use jiff::Timestamp;
 
 use super::StoreError;
+use super::changes::{Changes, NewListing};
 use super::database::{Database, beside};
+use super::rows::{Importer, time};
 
 /// How old a copy may be before another one is made.
 const COPY_AGE: Duration = Duration::from_secs(3600);
@@ -20,9 +24,13 @@ pub(super) fn copy_path(path: &Path) -> PathBuf {
 }
 
 /// Whether the last copy is older than an hour, or there is none. A copy from the future counts as old: a clock was wrong.
-pub(super) fn is_copy_due(path: &Path) -> bool {
+pub(super) fn is_copy_due(path: &Path, now: Timestamp) -> bool {
     let made = fs::metadata(copy_path(path)).and_then(|data| data.modified());
-    !made.is_ok_and(|made| SystemTime::now().duration_since(made).is_ok_and(|age| age < COPY_AGE))
+    let made = made.ok().and_then(|made| Timestamp::try_from(made).ok());
+    made.is_none_or(|made| {
+        let age = now.duration_since(made);
+        age.is_negative() || age.unsigned_abs() >= COPY_AGE
+    })
 }
 
 /// Takes the lock for copies and rescues: one process does them at a time. [`None`] if another one has it.
@@ -114,5 +122,56 @@ pub(super) fn finish(path: &Path) {
             let _ = fs::remove_file(beside(path, end));
         }
         let _ = fs::rename(new, path);
+    }
+}
+
+impl Database {
+    /// Reads what can be read of a damaged file, from both ends of each table, and hands on what has a right checksum.
+    fn salvage(&self, into: &mut Importer) -> (usize, usize) {
+        let (mut pins, mut repositories) = (BTreeSet::new(), BTreeSet::new());
+        for order in ["", " ORDER BY key DESC, tenant DESC"] {
+            let _ = self.each_pin(&format!("SELECT key, tenant, at, choice, sum FROM pins{order}"), |pin| {
+                if let Ok(pin) = pin
+                    && into.pin(&pin).is_ok()
+                {
+                    pins.insert((pin.key, pin.tenant));
+                }
+                Ok(())
+            });
+        }
+        let mut keys = BTreeSet::new();
+        for order in ["", " ORDER BY id DESC"] {
+            let Ok(mut statement) = self.connection.prepare(&format!("SELECT key FROM repositories{order}")) else { continue };
+            let Ok(mut rows) = statement.query([]) else { continue };
+            while let Ok(Some(row)) = rows.next() {
+                keys.extend(row.get::<_, String>(0).ok());
+            }
+        }
+        for key in keys {
+            let Ok(Some(record)) = self.record(&key) else { continue };
+            let mut changes = Changes {
+                tags: record.tags.into_iter().map(|(tag, at, digest)| (tag, (at, digest))).collect(),
+                metadata: record.metadata.into_iter().collect(),
+                ..Changes::default()
+            };
+            changes.listing =
+                record.listing.map(|(at, text)| NewListing { at, bytes: text.len(), text: Arc::new(move || text.clone()) });
+            changes.askers = self.askers(&key).unwrap_or_default();
+            if into.record(&key, &changes).is_ok() {
+                repositories.insert(key);
+            }
+        }
+        (pins.len(), repositories.len())
+    }
+
+    fn askers(&self, key: &str) -> Result<BTreeMap<String, Timestamp>, StoreError> {
+        let sql = "SELECT a.tenant, a.at FROM askers a JOIN repositories r ON r.id = a.repository WHERE r.key = ?1";
+        let mut statement = self.connection.prepare(sql)?;
+        let mut rows = statement.query([key])?;
+        let mut askers = BTreeMap::new();
+        while let Some(row) = rows.next()? {
+            askers.insert(row.get(0)?, time(row.get(1)?).unwrap_or_default());
+        }
+        Ok(askers)
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pinion::image::Platform;
 use pinion::policy::{Notation, Policy, Settings as PolicySettings};
-use pinion::registry::{self, Access, CacheTtls, Client, Limits, Mode, RegistriesConfig, Registry};
+use pinion::registry::{self, Access, CacheTtls, Client, Content, Limits, Mode, RegistriesConfig, Registry, Target};
 use pinion::resolve::{Caller, Question, Resolver, Settings};
 use pinion::store::{self, Store};
 
@@ -66,6 +66,39 @@ async fn many_askers_make_one_request() {
         assert_eq!(asked.await.expect("no panic").expect("tags").value.tags.len(), 2);
     }
     assert_eq!(fixture.registry.count(Route::Tags), 1);
+}
+
+/// Manifests and configurations too: all ask at once, before the first is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_askers_of_metadata_make_one_request_each() {
+    use crate::support::registry::{Fault, Gate, When};
+    let fixture = Fixture::new().await;
+    fixture.registry.push_built("acme/web", "a", "2026-01-01T00:00:00Z");
+    let image = "ghcr.io/acme/web".parse().expect("an image");
+    let registry = fixture.asking("", CacheTtls::default());
+    let target = Target::Tag("a".parse().expect("a tag"));
+    let gate = Gate::default();
+    fixture.registry.fault_on(Route::Any, When::Always, Fault::Held(gate.clone()));
+    let asking: Vec<_> = (0..20)
+        .map(|_| {
+            let (handle, target) = (registry.open(&image, &Access::Operator, "team"), target.clone());
+            tokio::spawn(async move {
+                let manifest = handle.manifest(&target, Mode::Ask).await.expect("a manifest");
+                let Content::Image { config, .. } = &manifest.content else { panic!("an image") };
+                handle.config(config, Mode::Ask).await.expect("a configuration")
+            })
+        })
+        .collect();
+    until("the first one asks", async || fixture.registry.count(Route::Manifest) > 0).await;
+    gate.open();
+    for asked in asking {
+        asked.await.expect("no panic");
+    }
+    assert_eq!((fixture.registry.count(Route::Manifest), fixture.registry.count(Route::Blob)), (1, 1));
+    // What is known is asked for by nobody, also not after a failure.
+    let handle = registry.open(&image, &Access::Operator, "team");
+    handle.manifest(&target, Mode::Ask).await.expect("a manifest");
+    assert_eq!(fixture.registry.count(Route::Manifest), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use jiff::Timestamp;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, StatusCode, Url};
 use tokio::sync::Semaphore;
@@ -139,14 +138,14 @@ impl Connection {
                 Ok(reply) => match passing(reply.status) {
                     None => return Ok(reply),
                     Some(_) if reply.status == StatusCode::TOO_MANY_REQUESTS => {
-                        let retry_after = retry_after(&reply.headers, Timestamp::now());
+                        let retry_after = retry_after(&reply.headers, self.limits.clock.now());
                         (RegistryError::Limited { registry: registry.clone(), retry_after }, retry_after)
                     }
                     Some(text) => {
                         let source = Because::cause(text);
                         (
                             RegistryError::Unavailable { registry: registry.clone(), source },
-                            retry_after(&reply.headers, Timestamp::now()),
+                            retry_after(&reply.headers, self.limits.clock.now()),
                         )
                     }
                 },
