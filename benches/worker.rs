@@ -26,7 +26,7 @@ const ROUNDS: usize = 40;
 const CALLERS: usize = 32;
 const RENDERS_EACH: usize = 8;
 
-/// Renders of one worker whose memory is watched.
+/// RenderScheduler of one worker whose memory is watched.
 const LONG: usize = 10_000;
 
 fn main() {

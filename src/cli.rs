@@ -23,7 +23,7 @@ use crate::clock::Clock;
 use crate::config::file::{File, Origin};
 use crate::config::{self, Config};
 use crate::registry::{self, CacheTtls, Registry};
-use crate::resolve::neighbour::Neighbour;
+use crate::resolve::peer::PeerClient;
 use crate::resolve::{Resolver, Settings};
 use crate::store::{self, Store};
 use crate::telemetry::Hits;
@@ -164,8 +164,8 @@ fn log_level(text: &str) -> Result<String, String> {
 /// The longest wait for the store at the end of a process.
 const STORED: Duration = Duration::from_millis(1500);
 
-/// A resolver that asks registries, after a neighbour if there is one. `check`: look for damage in the store at the start.
-fn resolver(config: &Config, hits: Hits, neighbour: Option<Neighbour>, check: bool) -> Resolver {
+/// A resolver that asks registries, after a peer if there is one. `check`: look for damage in the store at the start.
+fn resolver(config: &Config, hits: Hits, peer: Option<PeerClient>, check: bool) -> Resolver {
     let clock = Clock::default();
     let store =
         Store::open(store::Settings { dir: config.store.clone(), most_bytes: config.store_bytes, check, clock: clock.clone() });
@@ -178,7 +178,7 @@ fn resolver(config: &Config, hits: Hits, neighbour: Option<Neighbour>, check: bo
         tags_ttl: config.tags_ttl,
         budget: config.lookup_timeout,
         platforms: config.platforms.clone(),
-        neighbour,
+        peer,
         most_bytes: part,
     };
     Resolver::new(registry, settings)

@@ -16,10 +16,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-mod answers;
-pub(crate) mod asks;
-pub mod clock;
 mod known;
+pub(crate) mod lookups;
+pub mod phases;
+mod session;
 mod verify;
 
 use crate::application::Application;
@@ -27,17 +27,17 @@ use crate::failure::{Failure, Failures};
 use crate::image::{Repository, printable};
 use crate::manifest::ImagePath;
 use crate::parameters::Mode;
-use crate::pin::{Freshness, Given, Pin, Usage};
+use crate::pin::{Given, Pin, PinState, Usage};
 use crate::placeholder::Scan;
 use crate::placeholder::near_miss::near_miss;
 use crate::render::{Plan, Purpose, RenderError, Tools};
 use crate::resolve::{Question, Resolver};
 use crate::rules::{Reader, Rules, Target};
 use crate::workspace::{Checkout, WorkspaceError, shown};
-use answers::{Answering, misunderstood, substitute};
-use asks::{Ask, Images, Text, asks, not_asked, rule_asks, scan_all};
-use clock::Clock;
 use known::Known;
+use lookups::{Images, LookupRequest, Text, lookups_of, not_asked, rule_lookups, scan_all};
+use phases::PhaseTimer;
+use session::{RenderSession, misunderstood, substitute};
 use verify::{is_empty, unescape_all, verify};
 
 /// What stands in place of a placeholder without a pin, when the tool runs only to find further mistakes.
@@ -74,11 +74,11 @@ impl Generated {
 
     /// How many pins are not fresh because a registry could not be asked.
     pub fn stale(&self) -> usize {
-        self.pins.iter().filter(|pin| matches!(pin.freshness, Freshness::Stale { .. })).count()
+        self.pins.iter().filter(|pin| matches!(pin.freshness, PinState::Stale { .. })).count()
     }
 }
 
-/// Renders an application. Lookups leave time for the tool before the deadline, if there is one. The clock goes through `prepare` (reading
+/// RenderScheduler an application. Lookups leave time for the tool before the deadline, if there is one. The timer goes through `prepare` (reading
 /// files, rules and placeholders), `lookup` (asking for pins), `tool` (Helm, Kustomize, or putting files together) and `finish` (what is
 /// done with the rendered text).
 ///
@@ -93,9 +93,9 @@ pub async fn generate(
     image_paths: &[ImagePath],
     resolver: &Resolver,
     deadline: Option<Instant>,
-    clock: &Clock,
+    timer: &PhaseTimer,
 ) -> Result<Generated, Failures> {
-    clock.begin("prepare");
+    timer.begin("prepare");
     let mut failures = Vec::new();
     let rules = keep(read_rules(checkout, application), &mut failures);
     let given = keep(read_given(checkout, application), &mut failures);
@@ -105,51 +105,51 @@ pub async fn generate(
     };
     failures.extend(rules.iter().flat_map(|rules| misplaced(rules, plan.tool())));
     failures.extend(rules.iter().flat_map(|rules| replaced_lists(rules, &plan)));
-    let places = rules.as_ref().map(Answering::places).unwrap_or_default();
+    let places = rules.as_ref().map(RenderSession::places).unwrap_or_default();
     plan.probe(&places.of(plan.tool()), tools).await;
     let Inputs { scans, mut asks, failures: found, overridden } = Inputs::read(&plan, rules.as_ref());
     failures.extend(found);
-    asks.extend(rules.iter().flat_map(rule_asks));
+    asks.extend(rules.iter().flat_map(rule_lookups));
     // Without the record, every placeholder would be told to have none.
     let Some(given) = given else { return Err(Failures(failures)) };
-    let mut answering = Answering::new(application, rules.as_ref(), given, resolver, deadline);
-    answering.known.add_overridden(overridden);
+    let mut session = RenderSession::new(application, rules.as_ref(), given, resolver, deadline);
+    session.known.add_overridden(overridden);
 
-    clock.begin("lookup");
-    let (answers, unanswered) = answering.answer(asks, false).await;
+    timer.begin("lookup");
+    let (answers, unanswered) = session.answer(asks, false).await;
     failures.extend(unanswered);
-    clock.begin("tool");
-    let targets = answering.targets(&answers);
+    timer.begin("tool");
+    let targets = session.targets(&answers);
     if !failures.is_empty() {
         let (told, changed) = (misunderstood(&scans), substitute(&scans, &answers, Some(NO_TAG)));
         drop(scans);
         let targets = targets.of(plan.tool());
         let rendered = tokio::time::timeout(time_to_try(deadline), plan.run(&changed, &targets, tools)).await;
         if let Ok(Ok(rendered)) = rendered {
-            clock.begin("finish");
-            let faults = answering.faults(&rendered, &told).await;
+            timer.begin("finish");
+            let faults = session.faults(&rendered, &told).await;
             // What stands around the stand-in would be told in words that nobody wrote.
             failures.extend(faults.into_iter().filter(|failure| !failure.message.contains(NO_TAG)));
         }
         return Err(Failures(failures));
     }
     // Where manifests are only put together, their placeholders can wait until the rules have seen them.
-    let is_substituted = !(plan.is_text() && answering.has_rules_for_manifests());
+    let is_substituted = !(plan.is_text() && session.has_rules_for_manifests());
     let changed = if is_substituted { substitute(&scans, &answers, None) } else { BTreeMap::new() };
     drop(scans);
     let rendered = plan.run(&changed, &targets, tools).await.map_err(|error| render_failure(&error))?;
-    clock.begin("finish");
+    timer.begin("finish");
     let mut notes = Vec::new();
     if is_empty(&rendered) {
         notes.push(plan.empty().map_err(|error| render_failure(&error))?);
     }
-    let rendered = match answering.rewrite(&rendered, &answers, is_substituted, image_paths) {
-        Ok(rewritten) => answering.substitute_rendered(rewritten).await?,
+    let rendered = match session.rewrite(&rendered, &answers, is_substituted, image_paths) {
+        Ok(rewritten) => session.substitute_rendered(rewritten).await?,
         // A placeholder in what is no YAML says more.
-        Err(failures) => return Err(answering.substitute_rendered(rendered).await.err().unwrap_or(failures)),
+        Err(failures) => return Err(session.substitute_rendered(rendered).await.err().unwrap_or(failures)),
     };
-    answering.check_given(&rendered)?;
-    verify(&rendered, &answering.pins(), image_paths)?;
+    session.check_given(&rendered)?;
+    verify(&rendered, &session.pins(), image_paths)?;
     let manifests = unescape_all(rendered);
 
     let idle = application.parameters.of_other_tools(plan.tool());
@@ -157,7 +157,7 @@ pub async fn generate(
         idle.iter().map(|name| format!("parameter `{name}` has no effect: the application is rendered by `{}`", plan.tool())),
     );
     notes.extend(rules.iter().flat_map(|rules| rules.notes.iter().cloned()));
-    let (pins, found) = answering.finish(&manifests)?;
+    let (pins, found) = session.finish(&manifests)?;
     notes.extend(found);
     let is_recalled = plan.is_recalled();
     Ok(Generated { manifests, pins, tool: plan.tool(), notes, is_recalled })
@@ -167,7 +167,7 @@ pub async fn generate(
 struct Inputs<'p> {
     /// One for each of [`Plan::data`].
     scans: Vec<Option<Scan<'p>>>,
-    asks: Vec<Ask>,
+    asks: Vec<LookupRequest>,
     failures: Vec<Failure>,
     /// Images of placeholders that are overridden, with their places.
     overridden: Vec<(Repository, String)>,
@@ -182,7 +182,7 @@ impl<'p> Inputs<'p> {
             Ok(beside) => {
                 let inferred = Images { beside, renamed: plan.renamed(&scans) };
                 overridden = not_asked(&texts, &scans, &inferred);
-                let (asks, misunderstood) = asks(rules, &texts, &scans, &inferred);
+                let (asks, misunderstood) = lookups_of(rules, &texts, &scans, &inferred);
                 failures.extend(misunderstood);
                 asks
             }
@@ -253,7 +253,7 @@ pub async fn check(
     };
     let Inputs { mut asks, failures: found, overridden, .. } = Inputs::read(&plan, rules.as_ref());
     failures.extend(found);
-    asks.extend(rules.iter().flat_map(rule_asks));
+    asks.extend(rules.iter().flat_map(rule_lookups));
     let parameters = plan.data().iter().filter(|data| data.name.starts_with("parameter `"));
     failures.extend(parameters.filter_map(|data| {
         let near = near_miss(&data.text)?;
@@ -269,7 +269,7 @@ pub async fn check(
     if !failures.is_empty() {
         return Err(Failures(failures));
     }
-    let problem = |ask: &Ask| Some(format!("{}: {}", ask.place, ask.question.access.problem(permits_credentials)?));
+    let problem = |ask: &LookupRequest| Some(format!("{}: {}", ask.place, ask.question.access.problem(permits_credentials)?));
     let idle = application.parameters.of_other_tools(plan.tool());
     let idle =
         idle.iter().map(|name| format!("parameter `{name}` has no effect: the application is rendered by `{}`", plan.tool()));
@@ -312,7 +312,7 @@ fn unread_targets(rules: &Rules, plan: &Plan) -> Vec<Failure> {
 }
 
 /// Names of the parameter `pins` that nothing asks for. Only where all placeholders are in what was read: templates may hold more.
-fn unknown_names(given: &Given, asks: &[Ask], overridden: Vec<(Repository, String)>, plan: &Plan) -> Vec<Failure> {
+fn unknown_names(given: &Given, asks: &[LookupRequest], overridden: Vec<(Repository, String)>, plan: &Plan) -> Vec<Failure> {
     if plan.may_hold_more() {
         return Vec::new();
     }
@@ -327,7 +327,7 @@ fn unknown_names(given: &Given, asks: &[Ask], overridden: Vec<(Repository, Strin
 /// # Errors
 ///
 /// As [`check`].
-pub async fn survey(
+pub async fn list_images(
     checkout: &Checkout,
     application: &Application,
     tools: &Tools,
@@ -340,7 +340,7 @@ pub async fn survey(
     if !failures.is_empty() {
         return Err(Failures(failures));
     }
-    asks.extend(rule_asks(&rules));
+    asks.extend(rule_lookups(&rules));
     let mut pins = BTreeMap::new();
     for ask in asks {
         let Question { repository, policy, .. } = &ask.question;

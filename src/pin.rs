@@ -111,7 +111,7 @@ impl From<Choice> for ChoiceFields {
 
 /// How current a pin is.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Freshness {
+pub enum PinState {
     /// Chosen from a complete listing that is no older than `--tags-ttl`.
     Fresh,
     /// The last known good pin, or a choice from the last complete listing, because fresh data could not be had.
@@ -139,7 +139,7 @@ pub struct Pin {
     pub repository: Repository,
     pub policy: Policy,
     pub choice: Choice,
-    pub freshness: Freshness,
+    pub freshness: PinState,
     pub usage: Usage,
 }
 
@@ -219,10 +219,10 @@ impl Pin {
     /// The pin for programs.
     pub fn report(&self) -> Report {
         let (freshness, since, reason) = match &self.freshness {
-            Freshness::Fresh => ("fresh", None, None),
-            Freshness::Stale { since, reason } => ("stale", Some(*since), Some(reason.clone())),
-            Freshness::Fallback { reason } => ("fallback", None, Some(reason.clone())),
-            Freshness::Given => ("given", None, None),
+            PinState::Fresh => ("fresh", None, None),
+            PinState::Stale { since, reason } => ("stale", Some(*since), Some(reason.clone())),
+            PinState::Fallback { reason } => ("fallback", None, Some(reason.clone())),
+            PinState::Given => ("given", None, None),
         };
         Report {
             image: self.repository.text().to_owned(),
@@ -354,7 +354,7 @@ impl Given {
 ///
 /// Never: the form serializes.
 pub fn lock(pins: &[Pin]) -> Result<String, TwoPins> {
-    let is_given = |pin: &&Pin| pin.freshness == Freshness::Given;
+    let is_given = |pin: &&Pin| pin.freshness == PinState::Given;
     let is_same = |a: &Pin, b: &Pin| a.repository == b.repository && a.policy == b.policy;
     let others: Vec<&Pin> = pins.iter().filter(|pin| !is_given(pin)).collect();
     let given = pins.iter().filter(is_given).filter(|pin| others.iter().all(|other| !is_same(pin, other)));
@@ -398,18 +398,18 @@ mod tests {
             repository: image.parse().expect("an image"),
             policy: Policy::parse(&settings, Notation::Placeholder).expect("a policy"),
             choice: Choice::told(pinned.parse().expect("a pin")),
-            freshness: Freshness::Fresh,
+            freshness: PinState::Fresh,
             usage: Usage::Unknown,
         }
     }
 
     #[test]
     fn a_lock_file_holds_one_pin_for_a_question() {
-        let given = Pin { freshness: Freshness::Given, ..pin("nginx", "~1", "1.2") };
+        let given = Pin { freshness: PinState::Given, ..pin("nginx", "~1", "1.2") };
         let text = lock(&[given.clone(), pin("nginx", "~1", "1.9")]).expect("the parameter tells its own");
         assert!(text.contains("pin: '1.9'") || text.contains("pin: \"1.9\""), "{text}");
         assert!(lock(std::slice::from_ref(&given)).expect("one pin").contains("1.2"), "without another");
-        let error = lock(&[given, Pin { freshness: Freshness::Given, ..pin("nginx", "~1", "1.3") }]).expect_err("two");
+        let error = lock(&[given, Pin { freshness: PinState::Given, ..pin("nginx", "~1", "1.3") }]).expect_err("two");
         assert!(error.to_string().contains("has two pins, `1.2` and `1.3`"), "{error}");
     }
 

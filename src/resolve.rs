@@ -6,7 +6,7 @@
 //! lookup whose time is up goes on behind, for the next one who asks.
 
 mod lookup;
-pub mod neighbour;
+pub mod peer;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,14 +22,14 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::failure::chain;
 use crate::image::{Platform, Repository};
-use crate::pin::{Choice, Considered, Freshness, Pin, Pinned, Usage};
+use crate::pin::{Choice, Considered, Pin, PinState, Pinned, Usage};
 use crate::policy::{NoMatch, Policy, Strategy};
 use crate::registry::{Access, LookupError, Mode, Registry, RegistryError, RepositoryHandle};
 use crate::shares::SharedCache;
 use crate::store::{self, PinRow, Store, StoredChoice, Ticket};
 use crate::telemetry::Layer;
 use lookup::{Lookup, NotChosen};
-use neighbour::Neighbour;
+use peer::PeerClient;
 
 /// Questions of one render, and tags of one question, that are looked into at a time.
 const AT_ONCE: usize = 20;
@@ -158,7 +158,7 @@ pub struct Settings {
     /// The platforms that `newest-build` looks at where the policy names none. Other strategies read no metadata and use none.
     pub platforms: Vec<Platform>,
     /// Who is asked before a registry is.
-    pub neighbour: Option<Neighbour>,
+    pub peer: Option<PeerClient>,
     /// Bytes of choices in memory.
     pub most_bytes: u64,
 }
@@ -257,7 +257,7 @@ impl Resolver {
         if let Some(known) = known.as_ref().filter(|known| inner.clock().is_fresh(known.at, inner.settings.tags_ttl)) {
             inner.registry.count(Layer::Pin, true);
             let ticket = inner.keep(key, tenant, known.clone());
-            return Answered { pin: Ok(pin(question, &known.choice, Freshness::Fresh)), ticket };
+            return Answered { pin: Ok(pin(question, &known.choice, PinState::Fresh)), ticket };
         }
         inner.registry.count(Layer::Pin, false);
         // A pin that was good a moment ago is good enough; an old one is worth the wait, or a slow registry would keep it for ever.
@@ -271,7 +271,7 @@ impl Resolver {
         };
         let error = match looked_up {
             Some(Ok(choice)) => {
-                let fresh = pin(question, &choice, Freshness::Fresh);
+                let fresh = pin(question, &choice, PinState::Fresh);
                 let at = choice.listed.unwrap_or_else(|| inner.clock().now());
                 let ticket = inner.keep(key, tenant, Known { at, choice: Arc::new(choice) });
                 return Answered { pin: Ok(fresh), ticket };
@@ -390,8 +390,8 @@ impl Inner {
         question: &Question,
         tenant: &str,
     ) -> Result<Choice, ResolveError> {
-        if let Some(neighbour) = &self.settings.neighbour
-            && let Some(choice) = neighbour.ask(key, question, tenant).await
+        if let Some(peer) = &self.settings.peer
+            && let Some(choice) = peer.ask(key, question, tenant).await
             && let Some(at) = choice.listed.filter(|at| self.clock().is_fresh(*at, self.settings.tags_ttl))
         {
             self.keep(key, tenant, Known { at, choice: Arc::new(choice.clone()) });
@@ -426,7 +426,7 @@ impl Inner {
     /// The last pin, else a choice from what is remembered. None if anything that the policy needs is missing.
     async fn recall(&self, opened: &Opened<'_>, known: Option<Known>, reason: &str) -> Option<Pin> {
         let Opened { question, handle, .. } = opened;
-        let stale = |since| Freshness::Stale { since, reason: reason.to_owned() };
+        let stale = |since| PinState::Stale { since, reason: reason.to_owned() };
         if let Some(known) = known {
             let shown = &known.choice.pinned;
             tracing::warn!(question = question.name(), pin = %shown, since = %known.at, %reason, "serving the last known good pin");
@@ -462,7 +462,7 @@ fn wait_for_the_store() -> Duration {
     STORED
 }
 
-fn pin(question: &Question, choice: &Choice, freshness: Freshness) -> Pin {
+fn pin(question: &Question, choice: &Choice, freshness: PinState) -> Pin {
     Pin {
         repository: question.repository.clone(),
         policy: question.policy.clone(),
@@ -475,7 +475,7 @@ fn pin(question: &Question, choice: &Choice, freshness: Freshness) -> Pin {
 fn fallback(question: &Question, reason: String) -> Option<Pin> {
     let tag = question.policy.fallback()?.clone();
     tracing::warn!(question = question.name(), %tag, %reason, "using the fallback");
-    Some(pin(question, &Choice::told(Pinned { tag, digest: None }), Freshness::Fallback { reason }))
+    Some(pin(question, &Choice::told(Pinned { tag, digest: None }), PinState::Fallback { reason }))
 }
 
 /// The chain of causes in one line, without the question.

@@ -4,17 +4,17 @@
 //! (`cmpserver/server.go`, `cmpserver/plugin/plugin.go`), but for the process of each render. Errors are short, free of secrets, and
 //! have codes that do not make the controller retry the whole render: those are `ResourceExhausted` and `Unavailable`.
 
-pub mod account;
 pub mod admin;
-pub mod board;
+pub mod archive_cache;
 pub mod init;
-pub mod pins;
+pub mod peer;
+pub mod pin_report;
 pub mod plugin;
 pub mod proto;
-pub mod receive;
-pub mod renders;
-pub mod shelf;
+pub mod request_log;
+pub mod scheduler;
 pub mod socket;
+pub mod upload;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,23 +26,23 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::application::{Application, PARAMETERS};
 use crate::config::Config;
 use crate::failure::{Failures, chain};
-use crate::generate::clock::Clock;
-use crate::generate::{Generated, generate, survey};
+use crate::generate::phases::PhaseTimer;
+use crate::generate::{Generated, generate, list_images};
 use crate::process::Child;
 use crate::render::{Tools, environment};
 use crate::resolve::Resolver;
 use crate::telemetry::Metrics;
 use crate::workspace::{ANY_DEPTH, Checkout, Workspace};
-use account::Account;
-use board::Board;
+use pin_report::PinReport;
 use plugin::Plugin;
 use proto::config_management_plugin_service_server::ConfigManagementPluginService;
 use proto::{
     AppStreamRequest, CheckPluginConfigurationResponse, ManifestResponse, ParameterAnnouncement, ParametersAnnouncementResponse,
     RepositoryResponse,
 };
-use receive::{Received, Reception};
-use renders::{NotRun, Renders};
+use request_log::RequestLog;
+use scheduler::{Rejected, RenderScheduler};
+use upload::{Upload, Uploads};
 
 /// Time kept back from the caller's deadline to send a useful error, as Argo CD's own server does.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
@@ -55,10 +55,10 @@ pub struct Service {
     pub plugin: Plugin,
     pub config: Arc<Config>,
     pub resolver: Arc<Resolver>,
-    pub reception: Reception,
-    pub renders: Renders,
+    pub uploads: Uploads,
+    pub renders: RenderScheduler,
     pub metrics: Arc<Metrics>,
-    pub board: Arc<Board>,
+    pub report: Arc<PinReport>,
 }
 
 impl Service {
@@ -69,30 +69,30 @@ impl Service {
         request: Request<Streaming<AppStreamRequest>>,
         what: &str,
         whose: &mut String,
-    ) -> Result<Received, Status> {
-        let received = before(deadline, self.reception.receive(request.into_inner(), whose)).await;
+    ) -> Result<Upload, Status> {
+        let received = before(deadline, self.uploads.receive(request.into_inner(), whose)).await;
         received.map_err(|status| within(what, &status))
     }
 
-    /// Renders when its turn has come.
-    async fn manifests(&self, received: &Received, deadline: Option<Instant>, clock: &Clock) -> Result<Generated, Status> {
-        clock.begin("wait");
+    /// RenderScheduler when its turn has come.
+    async fn manifests(&self, received: &Upload, deadline: Option<Instant>, timer: &PhaseTimer) -> Result<Generated, Status> {
+        timer.begin("wait");
         let (application, tenant) = (application(received)?, tenant(received));
         let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
-        let (received, clock) = (received.clone(), clock.clone());
+        let (received, timer) = (received.clone(), timer.clone());
         let work = async move {
-            clock.begin("prepare");
+            timer.begin("prepare");
             let checkout = received.checkout()?;
             let (tools, image_paths) = (&config.tools, &config.image_paths);
-            let generated = generate(&checkout, &application, tools, image_paths, &resolver, deadline, &clock).await;
+            let generated = generate(&checkout, &application, tools, image_paths, &resolver, deadline, &timer).await;
             let generated = generated.map_err(|failures| refused("error generating manifests", &failures))?;
             Ok::<_, Status>(generated)
         };
-        self.renders.run(deadline, &tenant, work).await.map_err(not_run)?
+        self.renders.run(deadline, &tenant, work).await.map_err(rejected)?
     }
 
     /// Is the application one for this plugin? Follows Argo CD's `matchRepository`: the first way that is configured decides.
-    async fn matches(&self, received: &Received, deadline: Option<Instant>) -> Result<bool, Status> {
+    async fn matches(&self, received: &Upload, deadline: Option<Instant>) -> Result<bool, Status> {
         let (discover, config) = (self.plugin.discover.clone(), Arc::clone(&self.config));
         let tenant = tenant(received);
         let received = received.clone();
@@ -113,11 +113,11 @@ impl Service {
                 words => Ok(command(words, &checkout, &received, &config.tools).await.is_ok_and(|output| !output.is_empty())),
             }
         };
-        self.renders.run(deadline, &tenant, work).await.map_err(not_run)?
+        self.renders.run(deadline, &tenant, work).await.map_err(rejected)?
     }
 
     /// What `plugin.yaml` announces, with the application's images and pins in place of the defaults.
-    async fn announce(&self, received: &Received, deadline: Option<Instant>) -> Result<Vec<ParameterAnnouncement>, Status> {
+    async fn announce(&self, received: &Upload, deadline: Option<Instant>) -> Result<Vec<ParameterAnnouncement>, Status> {
         let (application, tenant) = (application(received)?, tenant(received));
         let (config, resolver) = (Arc::clone(&self.config), Arc::clone(&self.resolver));
         let (dynamic, received) = (self.plugin.dynamic.clone(), received.clone());
@@ -131,9 +131,9 @@ impl Service {
                     Status::failed_precondition(format!("error executing dynamic parameter output command: {error}"))
                 })?;
             }
-            Ok::<_, Status>((announced, survey(&checkout, &application, &config.tools, &resolver).await, application))
+            Ok::<_, Status>((announced, list_images(&checkout, &application, &config.tools, &resolver).await, application))
         };
-        let (mut all, surveyed, application) = self.renders.run(deadline, &tenant, work).await.map_err(not_run)??;
+        let (mut all, surveyed, application) = self.renders.run(deadline, &tenant, work).await.map_err(rejected)??;
         all.extend(self.plugin.parameters.iter().cloned());
         // What cannot be found out leaves the announcements as they are: the page that asks shall open.
         match surveyed {
@@ -156,20 +156,20 @@ impl ConfigManagementPluginService for Service {
         request: Request<Streaming<AppStreamRequest>>,
     ) -> Result<Response<ManifestResponse>, Status> {
         let deadline = deadline(request.metadata());
-        let mut account = Account::open(&self.metrics);
-        let whose = &mut account.application;
+        let mut log = RequestLog::open(&self.metrics);
+        let whose = &mut log.application;
         let received = self.received(deadline, request, "generate manifest error receiving stream", whose).await;
         let generated = match &received {
             Ok(received) => {
-                account.received(received);
-                before(deadline, self.manifests(received, deadline, account.clock())).await
+                log.received(received);
+                before(deadline, self.manifests(received, deadline, log.timer())).await
             }
             Err(status) => Err(status.clone()),
         };
-        let application = account.close(&generated);
+        let application = log.close(&generated);
         let generated = generated?;
         let project = received.as_ref().map(tenant).unwrap_or_default();
-        self.board.set(&application, &project, &generated);
+        self.report.set(&application, &project, &generated);
         // Argo CD splits each string into documents itself.
         Ok(Response::new(ManifestResponse { manifests: vec![generated.manifests], source_type: String::new() }))
     }
@@ -206,7 +206,7 @@ impl ConfigManagementPluginService for Service {
 
 /// Runs a command of `plugin.yaml` in the application's directory, with the application's environment. It may look for anything in the
 /// checkout, and call the programs of the system; it has no network.
-async fn command(words: &[String], checkout: &Checkout, received: &Received, tools: &Tools) -> Result<Vec<u8>, Status> {
+async fn command(words: &[String], checkout: &Checkout, received: &Upload, tools: &Tools) -> Result<Vec<u8>, Status> {
     let internal = |error: &dyn std::error::Error| Status::internal(short(&chain(error)));
     checkout.complete().map_err(|error| internal(&error))?;
     let workspace = Workspace::create().map_err(|error| internal(&error))?;
@@ -231,21 +231,21 @@ async fn command(words: &[String], checkout: &Checkout, received: &Received, too
 }
 
 /// The AppProject: what a request uses is charged to it.
-fn tenant(received: &Received) -> String {
+fn tenant(received: &Upload) -> String {
     received.variable("ARGOCD_APP_PROJECT_NAME").unwrap_or_default()
 }
 
-fn application(received: &Received) -> Result<Application, Status> {
+fn application(received: &Upload) -> Result<Application, Status> {
     Application::from_environment(|name| received.variable(name))
         .map_err(|error| refused("error generating manifests", &error.failures(PARAMETERS)))
 }
 
-fn not_run(reason: NotRun) -> Status {
+fn rejected(reason: Rejected) -> Status {
     match reason {
-        NotRun::TooLate { .. } | NotRun::NoTurn { .. } => {
+        Rejected::TooLate { .. } | Rejected::NoTurn { .. } => {
             Status::deadline_exceeded(format!("{reason}; more renders at a time: `--renders-at-once`"))
         }
-        NotRun::BrokeOff => Status::internal(reason.to_string()),
+        Rejected::BrokeOff => Status::internal(reason.to_string()),
     }
 }
 

@@ -8,7 +8,7 @@ use super::manifest::{ManifestArguments, Rendered, read_manifest};
 use super::{Outcome, configured};
 use crate::config;
 use crate::failure::{Failure, Failures};
-use crate::generate::asks::placeholder_failure;
+use crate::generate::lookups::placeholder_failure;
 use crate::generate::{check, misnamed};
 use crate::image::printable;
 use crate::placeholder::near_miss::{NearMiss, near_miss};

@@ -12,10 +12,10 @@ use super::{Outcome, STORED, configured, resolver};
 use crate::application::{Application, PARAMETERS};
 use crate::config;
 use crate::failure::{Failure, Failures};
-use crate::generate::clock::{self, Clock};
+use crate::generate::phases::{self, PhaseTimer};
 use crate::generate::{Generated, generate};
-use crate::pin::{self, Freshness, Pin, Usage};
-use crate::resolve::neighbour::Neighbour;
+use crate::pin::{self, Pin, PinState, Usage};
+use crate::resolve::peer::PeerClient;
 use crate::telemetry::Hits;
 use crate::workspace::Checkout;
 
@@ -70,13 +70,13 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// Renders, and prints nothing unless everything went well.
+    /// RenderScheduler, and prints nothing unless everything went well.
     ///
     /// # Errors
     ///
     /// [`Failures`], configuration and output errors.
     pub async fn run(self) -> anyhow::Result<Outcome> {
-        let started = Clock::start("start");
+        let started = PhaseTimer::start("start");
         let config = configured(self.config)?;
         let environment = Application::from_environment(|name| std::env::var(name).ok());
         let mut renders = match &self.application {
@@ -94,11 +94,11 @@ impl Arguments {
                 renders
             }
         };
-        let neighbour =
-            Neighbour { socket: config.pins_socket.clone(), configuration: config.client.configuration(), patience: PATIENCE };
-        let resolver = resolver(&config, Hits::default(), Some(neighbour), false);
+        let peer =
+            PeerClient { socket: config.pins_socket.clone(), configuration: config.client.configuration(), patience: PATIENCE };
+        let resolver = resolver(&config, Hits::default(), Some(peer), false);
         let (mut failures, mut done) = (Vec::new(), Vec::new());
-        let mut clock = started;
+        let mut timer = started;
         for Rendered { label, application, checkout } in &mut renders {
             if let Some(version) = &self.kube_version {
                 application.kube_version.clone_from(version);
@@ -110,14 +110,14 @@ impl Arguments {
                 // On a laptop, without a manifest: a name that tells something.
                 application.name = checkout.app_dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
             }
-            match generate(checkout, application, &config.tools, &config.image_paths, &resolver, None, &clock).await {
+            match generate(checkout, application, &config.tools, &config.image_paths, &resolver, None, &timer).await {
                 Ok(generated) => {
-                    tell(application, label, &generated, &clock);
+                    tell(application, label, &generated, &timer);
                     done.push((label.clone(), generated));
                 }
                 Err(Failures(found)) => failures.extend(found.into_iter().map(|failure| labelled(label, failure))),
             }
-            clock = Clock::start("prepare");
+            timer = PhaseTimer::start("prepare");
         }
         resolver.flush(STORED).await;
         if !failures.is_empty() {
@@ -141,19 +141,19 @@ impl Arguments {
 }
 
 /// Logs a render, and what a person should know of it.
-fn tell(application: &Application, label: &str, generated: &Generated, clock: &Clock) {
+fn tell(application: &Application, label: &str, generated: &Generated, timer: &PhaseTimer) {
     let application = if label.is_empty() { application.name.clone() } else { format!("{}, {label}", application.name) };
     for note in &generated.notes {
         tracing::warn!(application, "{note}");
     }
-    let parts = clock.parts();
+    let parts = timer.parts();
     tracing::info!(
         application,
         tool = generated.tool,
-        milliseconds = clock::milliseconds(&parts),
+        milliseconds = phases::milliseconds(&parts),
         stale = generated.stale(),
         unused = generated.unused(),
-        phases = clock::text(&parts),
+        phases = phases::text(&parts),
         pins = generated.pins_text(),
         "rendered"
     );
@@ -185,10 +185,10 @@ fn joined(texts: impl Iterator<Item = String>) -> String {
 /// The pins as a table: image, policy, tag, and how current it is.
 pub fn table(pins: &[Pin]) -> String {
     let freshness = |pin: &Pin| match &pin.freshness {
-        Freshness::Fresh => "fresh".to_owned(),
-        Freshness::Given => "given".to_owned(),
-        Freshness::Fallback { reason } => format!("fallback: {reason}"),
-        Freshness::Stale { since, reason } => format!("stale since {since:.0}: {reason}"),
+        PinState::Fresh => "fresh".to_owned(),
+        PinState::Given => "given".to_owned(),
+        PinState::Fallback { reason } => format!("fallback: {reason}"),
+        PinState::Stale { since, reason } => format!("stale since {since:.0}: {reason}"),
     };
     let state = |pin: &Pin| match pin.usage {
         Usage::Unused => format!("unused, {}", freshness(pin)),

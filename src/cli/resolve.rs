@@ -6,7 +6,7 @@ use super::{Format, Outcome, STORED, Usage, configured, print, resolver, write};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::image::Repository;
-use crate::pin::{Considered, Freshness, Pin};
+use crate::pin::{Considered, Pin, PinState};
 use crate::placeholder::words::{Spec, Target, Words};
 use crate::registry::Access;
 use crate::resolve::{Caller, Question, ResolveError};
@@ -102,11 +102,11 @@ pub fn explain(pin: &Pin) -> String {
     let created = pin.choice.created.map(|created| format!(", built {created:.0}")).unwrap_or_default();
     lines.push(format!("{:>7} {}{created}", "=>", pin.choice.pinned));
     lines.push(match (&pin.freshness, pin.choice.listed) {
-        (Freshness::Fresh, Some(listed)) => format!("tags read {listed:.0}"),
-        (Freshness::Fresh, None) => "fresh".into(),
-        (Freshness::Given, _) => "given by the application".into(),
-        (Freshness::Fallback { reason }, _) => format!("the fallback, because {reason}"),
-        (Freshness::Stale { since, reason }, _) => format!("STALE: last known good since {since:.0}, because {reason}"),
+        (PinState::Fresh, Some(listed)) => format!("tags read {listed:.0}"),
+        (PinState::Fresh, None) => "fresh".into(),
+        (PinState::Given, _) => "given by the application".into(),
+        (PinState::Fallback { reason }, _) => format!("the fallback, because {reason}"),
+        (PinState::Stale { since, reason }, _) => format!("STALE: last known good since {since:.0}, because {reason}"),
     });
     lines.join("\n")
 }

@@ -29,15 +29,15 @@ use crate::render::Tools;
 use crate::render::memo::Memo;
 use crate::resolve::Resolver;
 use crate::server::admin::Admin;
-use crate::server::board::Board;
+use crate::server::archive_cache::ArchiveCache;
+use crate::server::pin_report::PinReport;
 use crate::server::plugin::Plugin;
 use crate::server::proto::DESCRIPTOR;
 use crate::server::proto::config_management_plugin_service_server::ConfigManagementPluginServiceServer;
-use crate::server::receive::Reception;
-use crate::server::renders::Renders;
-use crate::server::shelf::Shelf;
+use crate::server::scheduler::RenderScheduler;
 use crate::server::socket::{Socket, connections};
-use crate::server::{Service, init, pins};
+use crate::server::upload::Uploads;
+use crate::server::{Service, init, peer};
 use crate::telemetry::{Hits, Metrics};
 use crate::workspace::archive::Bounds;
 use tasks::{Task, Tasks};
@@ -76,7 +76,7 @@ pub struct Arguments {
     #[arg(long, env = "ARGOCD_GRPC_MAX_SIZE_MB", value_name = "MIB", default_value_t = 100, value_parser = at_least_one)]
     max_message_mb: usize,
 
-    /// Renders at a time; the others wait in their order [default: twice the processors]
+    /// RenderScheduler at a time; the others wait in their order [default: twice the processors]
     #[arg(long, env = "PINION_RENDERS_AT_ONCE", value_name = "N", value_parser = at_least_one)]
     renders_at_once: Option<usize>,
 
@@ -165,18 +165,18 @@ impl Arguments {
         let workers = Counts::default();
         // Before there is a socket: nobody shall wait at it.
         config.tools.templates = if self.helm_workers { runner(&config.tools, &workers).await } else { Runner::Process };
-        let renders = Renders::new(at_once).context("the threads that render cannot be started")?;
+        let renders = RenderScheduler::new(at_once).context("the threads that render cannot be started")?;
         let hits = Hits::default();
         config.tools.memo = (self.memo_bytes > 0).then(|| Memo::new(&work_dir, self.memo_bytes));
         let mut metrics = Metrics::new(&config.requests, &hits, &renders.gauges);
         config.tools.memo.iter().for_each(|memo| metrics.memo(memo));
         metrics.helm(&config.tools.templates, &workers);
         metrics.sandbox(&config.tools.sandboxes);
-        let board = Arc::new(Board::new(config.cache_bytes / 8, Clock::default()));
+        let report = Arc::new(PinReport::new(config.cache_bytes / 8, Clock::default()));
         let client = config.client.clone();
         let resolver = Arc::new(resolver(&config, hits, None, true));
         resolver.preload().await;
-        metrics.memory(resolver.gauges().into_iter().chain([("shown", board.gauge())]), config.cache_bytes);
+        metrics.memory(resolver.gauges().into_iter().chain([("shown", report.gauge())]), config.cache_bytes);
         metrics.store(resolver.store_counts());
         let metrics = Arc::new(metrics);
         let mut tasks = Tasks::default();
@@ -192,9 +192,9 @@ impl Arguments {
                 Ok(())
             });
         }
-        let reception = Reception {
+        let uploads = Uploads {
             work_dir,
-            shelf: Shelf::new(self.keep_archives, self.keep_archive_bytes),
+            archives: ArchiveCache::new(self.keep_archives, self.keep_archive_bytes),
             keep_modes: plugin.preserve_file_mode,
             bounds: Bounds { bytes: self.max_archive_bytes, entries: self.max_archive_entries, ..Bounds::default() },
             at_once: Semaphore::new(at_once),
@@ -203,10 +203,10 @@ impl Arguments {
             plugin,
             config: Arc::new(config),
             resolver: Arc::clone(&resolver),
-            reception,
+            uploads,
             renders,
             metrics: Arc::clone(&metrics),
-            board: Arc::clone(&board),
+            report: Arc::clone(&report),
         };
         let size = self.max_message_mb * 1024 * 1024;
         let service =
@@ -219,7 +219,7 @@ impl Arguments {
             .build_v1()?;
 
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let admin_server = Admin { socket: socket_path.clone(), metrics, board, token: self.api_token };
+        let admin_server = Admin { socket: socket_path.clone(), metrics, report, token: self.api_token };
         tasks.spawn(Task::Admin, async move {
             admin_server.serve(admin).await;
             Ok(())
@@ -312,7 +312,7 @@ fn listen_for_pins(path: &Path, resolver: &Arc<Resolver>, client: &Client, tasks
         }
     };
     let client = client.clone();
-    let answers = pins::answer(socket.listener()?, Arc::clone(resolver), move || client.configuration());
+    let answers = peer::answer(socket.listener()?, Arc::clone(resolver), move || client.configuration());
     tasks.spawn(Task::Pins, async move {
         answers.await;
         Ok(())

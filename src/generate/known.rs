@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::asks::Ask;
+use super::lookups::LookupRequest;
 use crate::failure::Failure;
 use crate::image::{Repository, printable, split_tag};
 use crate::manifest;
@@ -23,7 +23,7 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn add(&mut self, ask: &Ask) {
+    pub(super) fn add(&mut self, ask: &LookupRequest) {
         self.images.insert(ask.question.repository.clone());
         self.aliases.extend(ask.alias.iter().cloned());
     }

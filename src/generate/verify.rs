@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 
-use super::answers::{RENDERED, origin};
-use super::asks::placeholder_failure;
+use super::lookups::placeholder_failure;
+use super::session::{RENDERED, origin};
 use crate::failure::{Failure, Failures};
 use crate::image::{Reference, printable};
 use crate::manifest::{self, Document, ImagePath};

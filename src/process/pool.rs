@@ -29,7 +29,7 @@ pub struct Limits {
     pub start: Duration,
     /// Time without a render.
     pub idle: Duration,
-    /// Renders that it did.
+    /// RenderScheduler that it did.
     pub renders: usize,
     /// Its memory after a render, in bytes.
     pub resident: u64,
@@ -46,9 +46,9 @@ impl Default for Limits {
 pub struct Counts {
     /// Workers that live.
     pub workers: Gauge,
-    /// Renders that a worker did.
+    /// RenderScheduler that a worker did.
     pub renders: Counter,
-    /// Renders that a process did because a worker could not.
+    /// RenderScheduler that a process did because a worker could not.
     pub again: Counter,
 }
 

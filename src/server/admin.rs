@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tower::ServiceExt;
 
-use super::board::{Board, is_token};
+use super::pin_report::{PinReport, is_token};
 use crate::telemetry::Metrics;
 
 /// The media type of the metrics.
@@ -48,7 +48,7 @@ pub struct Admin {
     /// The plugin socket: without it the server is not ready.
     pub socket: std::path::PathBuf,
     pub metrics: Arc<Metrics>,
-    pub board: Arc<Board>,
+    pub report: Arc<PinReport>,
     /// Opens `/api` to other addresses than loopback.
     pub token: Option<String>,
 }
@@ -74,12 +74,12 @@ impl Admin {
     }
 
     fn router(self) -> Router {
-        let Self { socket, metrics, board, token } = self;
+        let Self { socket, metrics, report, token } = self;
         Router::new()
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(move || async move { ready(&socket) }))
             .route("/metrics", get(move || async move { ([(CONTENT_TYPE, OPENMETRICS)], metrics.text()) }))
-            .route("/api/v1/pins", get(move |peer, headers| async move { pins(&board, token.as_deref(), peer, &headers) }))
+            .route("/api/v1/pins", get(move |peer, headers| async move { pins(&report, token.as_deref(), peer, &headers) }))
     }
 }
 
@@ -139,10 +139,10 @@ fn is_asked_by_loopback(headers: &HeaderMap) -> bool {
 }
 
 /// The pins, for loopback or with the token.
-fn pins(board: &Board, token: Option<&str>, ConnectInfo(peer): ConnectInfo<SocketAddr>, headers: &HeaderMap) -> Response {
+fn pins(report: &PinReport, token: Option<&str>, ConnectInfo(peer): ConnectInfo<SocketAddr>, headers: &HeaderMap) -> Response {
     let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
     if (peer.ip().is_loopback() && is_asked_by_loopback(headers)) || is_token(header, token) {
-        ([(CONTENT_TYPE, "application/json")], board.json()).into_response()
+        ([(CONTENT_TYPE, "application/json")], report.json()).into_response()
     } else {
         (StatusCode::UNAUTHORIZED, "from elsewhere than localhost, and by another name, a token is needed: set PINION_API_TOKEN and send it as `Authorization: Bearer`\n")
             .into_response()

@@ -37,7 +37,7 @@ impl Fixture {
     fn resolver(&self, ttls: CacheTtls) -> Resolver {
         let platforms = vec!["linux/amd64".parse::<Platform>().expect("a platform")];
         let budget = Duration::from_secs(20);
-        let settings = Settings { tags_ttl: ttls.tags, budget, platforms, neighbour: None, most_bytes: 16 << 20 };
+        let settings = Settings { tags_ttl: ttls.tags, budget, platforms, peer: None, most_bytes: 16 << 20 };
         Resolver::new(self.asking("", ttls), settings)
     }
 }

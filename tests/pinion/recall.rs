@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pinion::clock::Clock;
 use pinion::image::Platform;
-use pinion::pin::Freshness;
+use pinion::pin::PinState;
 use pinion::policy::{Notation, Policy, Settings as PolicySettings};
 use pinion::registry::{self, Access, CacheTtls, Client, Limits, RegistriesConfig, Registry};
 use pinion::resolve::{Caller, Question, Resolver, Settings};
@@ -25,7 +25,7 @@ fn resolver(registry: &FakeRegistry, more: &str, dir: &std::path::Path, clock: &
     let registry = Registry::new(Client::new(config, limits), Store::open(store), settings);
     let platforms = vec!["linux/amd64".parse::<Platform>().expect("a platform")];
     let budget = Duration::from_secs(100);
-    Resolver::new(registry, Settings { tags_ttl: ttls.tags, budget, platforms, neighbour: None, most_bytes: 16 << 20 })
+    Resolver::new(registry, Settings { tags_ttl: ttls.tags, budget, platforms, peer: None, most_bytes: 16 << 20 })
 }
 
 fn question(image: &str, settings: &PolicySettings) -> Option<Question> {
@@ -126,7 +126,7 @@ async fn a_recalled_choice_is_the_fresh_one_for_the_same_data() {
                 .remove(0);
             registry.clear_faults();
             let recalled = recalled.unwrap_or_else(|error| panic!("round {round}, {}: {error}", question.name()));
-            assert!(matches!(recalled.freshness, Freshness::Stale { .. }), "{recalled:?}");
+            assert!(matches!(recalled.freshness, PinState::Stale { .. }), "{recalled:?}");
             assert_eq!(recalled.choice, fresh.choice, "round {round}, {}", question.name());
             compared += 1;
         }
@@ -145,7 +145,7 @@ async fn a_clock_that_jumps_makes_nothing_older_win() {
     let question = question("ghcr.io/acme/web", &settings).expect("a question");
     let ask = async |resolver: &Resolver| {
         let pin = resolver.resolve(std::slice::from_ref(&question), Caller::default()).await.remove(0).expect("a pin");
-        let is_fresh = pin.freshness == Freshness::Fresh;
+        let is_fresh = pin.freshness == PinState::Fresh;
         (pin.choice.pinned.to_string(), is_fresh)
     };
     let resolver = || self::resolver(&registry, "", dir.path(), &clock);

@@ -82,8 +82,8 @@ pub(super) fn too_many(count: usize) -> Option<Failure> {
 }
 
 /// Something that wants a pin.
-pub(super) struct Ask {
-    pub wants: Wants,
+pub(super) struct LookupRequest {
+    pub wants: Requester,
     /// For messages.
     pub place: String,
     /// As it is written, for messages.
@@ -96,7 +96,7 @@ pub(super) struct Ask {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Wants {
+pub(super) enum Requester {
     Placeholder(Site),
     /// The rule with this place in the list.
     Rule(usize),
@@ -126,12 +126,12 @@ fn infer(inferred: &Images, site: Site, placeholder: &Placeholder) -> Option<Res
 
 /// What the placeholders of some texts ask, and every one of them that says nothing that can be asked. Without rules, because they
 /// cannot be read, nothing is known of aliases.
-pub(super) fn asks(
+pub(super) fn lookups_of(
     rules: Option<&Rules>,
     texts: &[Text<'_>],
     scans: &[Option<Scan<'_>>],
     inferred: &Images,
-) -> (Vec<Ask>, Vec<Failure>) {
+) -> (Vec<LookupRequest>, Vec<Failure>) {
     let mut asks = Vec::new();
     let mut failures = Vec::new();
     for (data, scan) in scans.iter().enumerate() {
@@ -147,7 +147,15 @@ pub(super) fn asks(
                 Ok((question, alias, is_guess)) => {
                     let source = placeholder.source.clone();
                     let form = placeholder.form;
-                    asks.push(Ask { wants: Wants::Placeholder(site), place, source, alias, question, is_guess, form });
+                    asks.push(LookupRequest {
+                        wants: Requester::Placeholder(site),
+                        place,
+                        source,
+                        alias,
+                        question,
+                        is_guess,
+                        form,
+                    });
                 }
                 Err((error, hint)) => {
                     let message = format!("`{}`: {error}", printable(&placeholder.source));
@@ -242,9 +250,9 @@ fn rule_question(rule: &Rule) -> Question {
 }
 
 /// What the rules ask. One that only names an image for `$(pin @alias)` would be rewritten to the same tag.
-pub(super) fn rule_asks(rules: &Rules) -> Vec<Ask> {
-    let ask = |(index, rule): (usize, &Rule)| Ask {
-        wants: Wants::Rule(index),
+pub(super) fn rule_lookups(rules: &Rules) -> Vec<LookupRequest> {
+    let ask = |(index, rule): (usize, &Rule)| LookupRequest {
+        wants: Requester::Rule(index),
         place: format!("rule `{}`", rule.alias),
         source: String::new(),
         alias: Some(rule.alias.clone()),

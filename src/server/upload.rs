@@ -14,9 +14,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
 
+use super::archive_cache::ArchiveCache;
 use super::proto::app_stream_request::Request;
 use super::proto::{AppStreamRequest, EnvEntry};
-use super::shelf::Shelf;
 use crate::failure::chain;
 use crate::workspace::archive::{ArchiveError, Bounds, read};
 use crate::workspace::materialise::Materialised;
@@ -34,7 +34,7 @@ const BUFFERED: usize = 4;
 
 /// A request that has arrived.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub struct Upload {
     pack: Arc<Pack>,
     work_dir: PathBuf,
     keep_modes: bool,
@@ -44,7 +44,7 @@ pub struct Received {
     pub environment: Vec<EnvEntry>,
 }
 
-impl Received {
+impl Upload {
     /// The checkout in a directory of its own, with the application's files in it.
     ///
     /// # Errors
@@ -75,23 +75,23 @@ fn variable(environment: &[EnvEntry], name: &str) -> Option<String> {
 
 /// Where archives go, and how many at a time.
 #[derive(Debug)]
-pub struct Reception {
+pub struct Uploads {
     pub work_dir: PathBuf,
-    pub shelf: Shelf,
+    pub archives: ArchiveCache,
     pub keep_modes: bool,
     pub bounds: Bounds,
     /// Archives that are read at a time.
     pub at_once: Semaphore,
 }
 
-impl Reception {
-    /// Receives everything. An archive that is on the shelf is verified and not read again. Whose request it is, is told as soon as it is
+impl Uploads {
+    /// Receives everything. An archive that is on the archives is verified and not read again. Whose request it is, is told as soon as it is
     /// known: also when the rest does not arrive.
     ///
     /// # Errors
     ///
     /// [`Status`] with the texts of Argo CD's own server, after the stream has ended.
-    pub async fn receive(&self, mut stream: Streaming<AppStreamRequest>, whose: &mut String) -> Result<Received, Status> {
+    pub async fn receive(&self, mut stream: Streaming<AppStreamRequest>, whose: &mut String) -> Result<Upload, Status> {
         let broken = |what: &str, error: &Status| Status::invalid_argument(format!("{what}: {}", error.message()));
         let first = next(&mut stream).await.map_err(|error| broken("error receiving stream header", &error))?;
         let Some(Request::Metadata(metadata)) = first.and_then(|message| message.request) else {
@@ -99,11 +99,11 @@ impl Reception {
             return Err(Status::invalid_argument("error getting stream metadata: metadata is nil"));
         };
         *whose = variable(&metadata.env, "ARGOCD_APP_NAME").unwrap_or_default();
-        // A push makes every application of a repository send the same: those that wait here find it on the shelf.
-        let place = self.shelf.place(&metadata.checksum).await;
-        let turn = if place.get().is_none() { self.at_once.acquire().await.ok() } else { None };
+        // A push makes every application of a repository send the same: those that wait here find it on the archives.
+        let slot = self.archives.slot(&metadata.checksum).await;
+        let turn = if slot.get().is_none() { self.at_once.acquire().await.ok() } else { None };
         // Somebody else may have filled it since.
-        let kept = place.get();
+        let kept = slot.get();
         let mut reading = match kept.is_none().then(|| Reading::start(&self.work_dir, self.bounds)).transpose() {
             Ok(reading) => reading,
             Err(status) => {
@@ -140,9 +140,9 @@ impl Reception {
             (None, Some(read)) => Arc::new(read.map_err(|error| Status::invalid_argument(chain(&error)))?),
             (None, None) => return Err(Status::internal("nothing was read")),
         };
-        place.put(&pack);
+        slot.put(&pack);
         drop(turn);
-        Ok(Received {
+        Ok(Upload {
             pack,
             work_dir: self.work_dir.clone(),
             keep_modes: self.keep_modes,

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Measures the parts of a render, one after the other. Clones are the same clock: who tells of the time need not be who renders.
+/// Measures the parts of a render, one after the other. Clones are the same timer: who tells of the time need not be who renders.
 #[derive(Clone, Debug)]
-pub struct Clock(Arc<Mutex<Vec<(&'static str, Instant)>>>);
+pub struct PhaseTimer(Arc<Mutex<Vec<(&'static str, Instant)>>>);
 
-impl Clock {
-    /// A clock whose first part begins now.
+impl PhaseTimer {
+    /// A timer whose first part begins now.
     pub fn start(part: &'static str) -> Self {
         Self(Arc::new(Mutex::new(vec![(part, Instant::now())])))
     }
@@ -47,12 +47,12 @@ mod tests {
 
     #[test]
     fn parts_follow_each_other_and_the_last_runs_until_it_is_asked() {
-        let clock = Clock::start("receive");
-        let same = clock.clone();
+        let timer = PhaseTimer::start("receive");
+        let same = timer.clone();
         same.begin("tool");
         same.begin("tool");
         std::thread::sleep(Duration::from_millis(5));
-        let parts = clock.parts();
+        let parts = timer.parts();
         assert_eq!(parts.iter().map(|(part, _)| *part).collect::<Vec<_>>(), ["receive", "tool"]);
         assert!(parts[1].1 >= Duration::from_millis(5), "{parts:?}");
         assert_eq!(text(&[("receive", Duration::from_micros(1240)), ("tool", Duration::ZERO)]), "receive=1.2 tool=0.0");

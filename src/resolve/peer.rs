@@ -13,7 +13,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::Question;
-use crate::pin::{Choice, Freshness, Pin};
+use crate::pin::{Choice, Pin, PinState};
 use crate::placeholder::words::{Target, Words};
 use crate::registry::Access;
 
@@ -25,7 +25,7 @@ pub const MAX_LINE: u64 = 256 * 1024;
 
 /// A `pinion serve` that may be there.
 #[derive(Clone, Debug)]
-pub struct Neighbour {
+pub struct PeerClient {
     pub socket: PathBuf,
     /// A digest of the registries' configuration: one with another configuration has other answers.
     pub configuration: String,
@@ -48,7 +48,7 @@ pub struct Request {
     pub tenant: String,
 }
 
-impl Neighbour {
+impl PeerClient {
     /// A fresh choice. [`None`] when there is nobody, or nobody who knows.
     pub(super) async fn ask(&self, key: &str, question: &Question, tenant: &str) -> Option<Choice> {
         let secret = match &question.access {
@@ -104,7 +104,7 @@ impl Request {
 
 /// The answer for a pin, if that is one to pass on.
 pub fn answer(pin: &Pin) -> Option<&Choice> {
-    (pin.freshness == Freshness::Fresh).then_some(&pin.choice)
+    (pin.freshness == PinState::Fresh).then_some(&pin.choice)
 }
 
 /// A message as it is sent.

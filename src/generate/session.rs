@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::asks::{Ask, Images, Text, Wants, asks, placeholder_failure, too_many};
 use super::known::Known;
+use super::lookups::{Images, LookupRequest, Requester, Text, lookups_of, placeholder_failure, too_many};
 use crate::application::Application;
 use crate::failure::{Failure, Failures};
 use crate::image::{Reference, Repository, printable};
 use crate::manifest::sightings::{Sighting, Sought};
 use crate::manifest::{self, Document, ImagePath};
 use crate::parameters::Mode;
-use crate::pin::{Choice, Freshness, Given, Pin, Pinned, Usage};
+use crate::pin::{Choice, Given, Pin, PinState, Pinned, Usage};
 use crate::placeholder::image::beside_each;
 use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, Scan};
 use crate::render::Targets;
@@ -20,7 +20,7 @@ use crate::rules::{HelmTarget, Rule, Rules, Target};
 use crate::turn::aside;
 
 /// What is known while one application is rendered.
-pub(super) struct Answering<'a> {
+pub(super) struct RenderSession<'a> {
     application: &'a Application,
     /// None if they cannot be read.
     rules: Option<&'a Rules>,
@@ -66,12 +66,12 @@ enum Asker {
 }
 
 impl Asker {
-    fn of(ask: &Ask, is_rendered: bool) -> Self {
+    fn of(ask: &LookupRequest, is_rendered: bool) -> Self {
         let (place, is_guess) = (ask.place.clone(), ask.is_guess);
         match ask.wants {
-            Wants::Rule(index) => Self::Rule(index),
-            Wants::Placeholder(_) if is_rendered => Self::Rendered { place, is_guess },
-            Wants::Placeholder(_) => Self::Input { place, source: ask.source.clone(), is_guess },
+            Requester::Rule(index) => Self::Rule(index),
+            Requester::Placeholder(_) if is_rendered => Self::Rendered { place, is_guess },
+            Requester::Placeholder(_) => Self::Input { place, source: ask.source.clone(), is_guess },
         }
     }
 
@@ -88,13 +88,13 @@ struct Rendered<'t> {
     documents: Vec<Document>,
     /// One for each document.
     scans: Vec<Option<Scan<'t>>>,
-    asks: Vec<Ask>,
+    asks: Vec<LookupRequest>,
     failures: Vec<Failure>,
 }
 
-pub(super) type Answers = BTreeMap<Wants, Pin>;
+pub(super) type Answers = BTreeMap<Requester, Pin>;
 
-impl<'a> Answering<'a> {
+impl<'a> RenderSession<'a> {
     pub(super) fn new(
         application: &'a Application,
         rules: Option<&'a Rules>,
@@ -115,7 +115,7 @@ impl<'a> Answering<'a> {
     }
 
     /// Given pins first, then the registries. Every failure is reported, and every other answer given.
-    pub(super) async fn answer(&mut self, asks: Vec<Ask>, is_rendered: bool) -> (Answers, Vec<Failure>) {
+    pub(super) async fn answer(&mut self, asks: Vec<LookupRequest>, is_rendered: bool) -> (Answers, Vec<Failure>) {
         let mut answers = Answers::new();
         let mut failures = Vec::new();
         let mut open = Vec::new();
@@ -134,7 +134,7 @@ impl<'a> Answering<'a> {
                         repository: repository.clone(),
                         policy: policy.clone(),
                         choice: Choice::told(pinned.clone()),
-                        freshness: Freshness::Given,
+                        freshness: PinState::Given,
                         usage: Usage::Unknown,
                     };
                     self.note(&ask, pin.clone(), is_rendered);
@@ -160,7 +160,7 @@ impl<'a> Answering<'a> {
             }
         }
         let different: BTreeSet<String> = open.iter().map(|ask| ask.question.name()).collect();
-        let known = self.pins.iter().filter(|asked| asked.pin.freshness != Freshness::Given).count();
+        let known = self.pins.iter().filter(|asked| asked.pin.freshness != PinState::Given).count();
         if known + different.len() > MAX_QUESTIONS {
             let message = format!(
                 "it asks {} different questions about images, at most {MAX_QUESTIONS} are answered",
@@ -179,7 +179,7 @@ impl<'a> Answering<'a> {
                     let message =
                         format!("{}a digest is wanted here, and the pin `{}` has none", quoted(&ask.source), pin.choice.pinned);
                     let hint = match &pin.freshness {
-                        Freshness::Fallback { reason } => format!("it is the fallback, because {reason}"),
+                        PinState::Fallback { reason } => format!("it is the fallback, because {reason}"),
                         _ => "let the policy pin it: `--with-digest` in a placeholder, `withDigest` in a rule".to_owned(),
                     };
                     failures.push(Failure::text(ask.place, message, Some(hint)));
@@ -201,11 +201,11 @@ impl<'a> Answering<'a> {
     /// What a question was answered before, if not by a given pin: that may be another alias's.
     fn answered(&self, question: &Question) -> Option<Pin> {
         let pins = self.by_name.get(&question.name())?.iter().map(|index| &self.pins[*index]);
-        let mut same = pins.filter(|asked| asked.question == *question && asked.pin.freshness != Freshness::Given);
+        let mut same = pins.filter(|asked| asked.question == *question && asked.pin.freshness != PinState::Given);
         same.next().map(|asked| Pin { repository: question.repository.clone(), ..asked.pin.clone() })
     }
 
-    fn note(&mut self, ask: &Ask, pin: Pin, is_rendered: bool) {
+    fn note(&mut self, ask: &LookupRequest, pin: Pin, is_rendered: bool) {
         let asker = Asker::of(ask, is_rendered);
         let named = self.by_name.entry(ask.question.name()).or_default();
         let is_same = |index: &&usize| {
@@ -246,7 +246,7 @@ impl<'a> Answering<'a> {
     pub(super) fn targets(&self, answers: &Answers) -> Targets {
         let mut targets = Targets::default();
         for (index, rule) in self.rules().iter().enumerate() {
-            let Some(pin) = answers.get(&Wants::Rule(index)) else { continue };
+            let Some(pin) = answers.get(&Requester::Rule(index)) else { continue };
             let name = pin.repository.text();
             match &rule.target {
                 Target::Manifests => {}
@@ -337,7 +337,7 @@ impl<'a> Answering<'a> {
             })
             .collect();
         let (asks, misunderstood) =
-            asks(self.rules, &texts, &scans, &Images { beside: beside_each(&scans), ..Images::default() });
+            lookups_of(self.rules, &texts, &scans, &Images { beside: beside_each(&scans), ..Images::default() });
         failures.extend(misunderstood);
         Rendered { documents, scans, asks, failures }
     }
@@ -360,7 +360,7 @@ impl<'a> Answering<'a> {
             .iter()
             .enumerate()
             .filter(|(_, rule)| rule.target == Target::Manifests)
-            .filter_map(|(index, rule)| Some((rule, answers.get(&Wants::Rule(index))?)))
+            .filter_map(|(index, rule)| Some((rule, answers.get(&Requester::Rule(index))?)))
             .collect();
         for (index, (rule, pin)) in rules.iter().enumerate() {
             let other = rules[..index].iter().find(|(other, _)| other.repository == rule.repository);
@@ -376,7 +376,7 @@ impl<'a> Answering<'a> {
         }
         let pins: Vec<(&Repository, String)> =
             rules.iter().map(|(rule, pin)| (&rule.repository, format!(":{}", pin.choice.pinned))).collect();
-        let settled = answers.iter().filter(|(wants, _)| is_substituted && matches!(wants, Wants::Placeholder(_)));
+        let settled = answers.iter().filter(|(wants, _)| is_substituted && matches!(wants, Requester::Placeholder(_)));
         let settled: Vec<Reference> = settled.flat_map(|(_, pin)| references(pin)).collect();
         manifest::rewrite(rendered, &pins, &settled, further)
             .map_err(|error| Failure::text(RENDERED, format!("cannot be read as YAML: {error}"), None).into())
@@ -576,7 +576,7 @@ pub(super) fn substitute(scans: &[Option<Scan<'_>>], answers: &Answers, other: O
     for (data, scan) in scans.iter().enumerate() {
         let Some(scan) = scan else { continue };
         let value = |(index, placeholder): (usize, &Placeholder)| {
-            let Some(Pin { choice: Choice { pinned, .. }, .. }) = answers.get(&Wants::Placeholder((data, index))) else {
+            let Some(Pin { choice: Choice { pinned, .. }, .. }) = answers.get(&Requester::Placeholder((data, index))) else {
                 return other.map(str::to_owned);
             };
             Some(match (placeholder.form, &pinned.digest) {

@@ -24,12 +24,12 @@ struct Entry {
 
 /// All applications, by name: each as the JSON that is shown. Bounded in bytes, which AppProjects share fairly.
 #[derive(Debug)]
-pub struct Board {
+pub struct PinReport {
     entries: SharedCache<String, Box<str>>,
     clock: Clock,
 }
 
-impl Board {
+impl PinReport {
     /// An empty one of so many bytes.
     pub fn new(most_bytes: u64, clock: Clock) -> Self {
         Self { entries: SharedCache::new(most_bytes), clock }
@@ -77,13 +77,13 @@ mod tests {
 
     #[test]
     fn the_bytes_of_all_applications_are_bounded_and_shared() {
-        let board = Board::new(100_000, Clock::default());
-        board.set("honest", "other", &generated());
+        let report = PinReport::new(100_000, Clock::default());
+        report.set("honest", "other", &generated());
         for number in 0..1000 {
-            board.set(&format!("app-{number}"), "greedy", &generated());
-            assert!(board.gauge().get() <= 100_000);
+            report.set(&format!("app-{number}"), "greedy", &generated());
+            assert!(report.gauge().get() <= 100_000);
         }
-        let json = board.json();
+        let json = report.json();
         assert!(!json.contains("\"app-0\"") && json.contains("\"app-999\"") && json.contains("\"honest\""));
         let first = json.find("app-99").expect("there");
         assert!(first < json.find("\"honest\"").expect("there"), "by name");

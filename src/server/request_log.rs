@@ -2,15 +2,15 @@
 
 use tonic::{Code, Status};
 
-use super::receive::Received;
+use super::upload::Upload;
 use crate::generate::Generated;
-use crate::generate::clock::{self, Clock};
+use crate::generate::phases::{self, PhaseTimer};
 use crate::telemetry::{Layer, Metrics, Outcome};
 
 /// A render that is under way.
-pub struct Account<'a> {
+pub struct RequestLog<'a> {
     metrics: &'a Metrics,
-    clock: Clock,
+    timer: PhaseTimer,
     /// Whose it is, as far as it is known.
     pub application: String,
     /// Was the archive `known` or `new`?
@@ -18,24 +18,24 @@ pub struct Account<'a> {
     is_closed: bool,
 }
 
-impl<'a> Account<'a> {
-    /// Opens the account of a request that arrives now.
+impl<'a> RequestLog<'a> {
+    /// Opens the log of a request that arrives now.
     pub fn open(metrics: &'a Metrics) -> Self {
-        Self { metrics, clock: Clock::start("receive"), application: String::new(), archive: "-", is_closed: false }
+        Self { metrics, timer: PhaseTimer::start("receive"), application: String::new(), archive: "-", is_closed: false }
     }
 
     /// What measures its parts.
-    pub fn clock(&self) -> &Clock {
-        &self.clock
+    pub fn timer(&self) -> &PhaseTimer {
+        &self.timer
     }
 
     /// Notes whose request has arrived.
-    pub fn received(&mut self, received: &Received) {
+    pub fn received(&mut self, received: &Upload) {
         self.archive = if received.is_known { "known" } else { "new" };
         self.metrics.hit(Layer::Archive, received.is_known);
     }
 
-    /// Closes the account with what came of it. Returns the application's name.
+    /// Closes the log with what came of it. Returns the application's name.
     pub fn close(mut self, generated: &Result<Generated, Status>) -> String {
         self.is_closed = true;
         match generated {
@@ -53,7 +53,7 @@ impl<'a> Account<'a> {
         for note in &generated.notes {
             tracing::warn!(application, "{note}");
         }
-        let parts = self.clock.parts();
+        let parts = self.timer.parts();
         self.metrics.render(Outcome::Done, &parts);
         self.metrics.generated(generated);
         let (tool, stale, unused, pins) = (generated.tool, generated.stale(), generated.unused(), generated.pins_text());
@@ -62,19 +62,19 @@ impl<'a> Account<'a> {
             _ if generated.is_recalled => "known",
             _ => "new",
         };
-        let (milliseconds, phases) = (clock::milliseconds(&parts), clock::text(&parts));
+        let (milliseconds, phases) = (phases::milliseconds(&parts), phases::text(&parts));
         tracing::info!(application, tool, milliseconds, stale, unused, archive, text, phases, pins, "rendered");
     }
 
     fn failed(&self, outcome: Outcome, error: &str, what: &str) {
-        let parts = self.clock.parts();
+        let parts = self.timer.parts();
         self.metrics.render(outcome, &parts);
-        let (milliseconds, phases) = (clock::milliseconds(&parts), clock::text(&parts));
+        let (milliseconds, phases) = (phases::milliseconds(&parts), phases::text(&parts));
         tracing::error!(application = self.application, milliseconds, archive = self.archive, phases, error, "{what}");
     }
 }
 
-impl Drop for Account<'_> {
+impl Drop for RequestLog<'_> {
     fn drop(&mut self) {
         if !self.is_closed {
             let error = "the connection was closed or the call cancelled before the answer";

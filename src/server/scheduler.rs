@@ -16,10 +16,10 @@ use tokio::task::JoinSet;
 
 use crate::turn::Turn;
 
-/// Renders that may wait without a turn, for each that has one.
+/// RenderScheduler that may wait without a turn, for each that has one.
 const ASIDE: usize = 8;
 
-/// Renders of one tenant that are admitted at a time, for each turn. Together they can all wait without a turn.
+/// RenderScheduler of one tenant that are admitted at a time, for each turn. Together they can all wait without a turn.
 const ADMITTED: usize = 2;
 
 /// How much of the typical time the last render decides.
@@ -27,7 +27,7 @@ const WEIGHT: u64 = 8;
 
 /// Threads, and turns on them.
 #[derive(Debug)]
-pub struct Renders {
+pub struct RenderScheduler {
     /// Always there until it is dropped.
     runtime: Option<Runtime>,
     turns: Arc<Semaphore>,
@@ -47,7 +47,7 @@ pub struct Renders {
 #[derive(Debug)]
 struct Tenant {
     admitted: Arc<Semaphore>,
-    /// Renders that wait to be admitted.
+    /// RenderScheduler that wait to be admitted.
     waiting: AtomicUsize,
 }
 
@@ -60,7 +60,7 @@ pub struct Gauges {
 
 /// Why a render did not run to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotRun {
+pub enum Rejected {
     /// Those before it would take longer than its caller waits.
     #[error("{ahead} renders wait before this one, which take {} together: the caller does not wait so long", humantime::format_duration(rounded(*expected)))]
     TooLate { ahead: usize, expected: Duration },
@@ -75,7 +75,7 @@ fn rounded(time: Duration) -> Duration {
     Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
-impl Renders {
+impl RenderScheduler {
     /// Threads for so many renders at a time.
     ///
     /// # Errors
@@ -99,13 +99,13 @@ impl Renders {
     ///
     /// # Errors
     ///
-    /// [`NotRun`], at once when the turn would come after the deadline.
+    /// [`Rejected`], at once when the turn would come after the deadline.
     pub async fn run<T: Send + 'static>(
         &self,
         deadline: Option<Instant>,
         tenant: &str,
         work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T, NotRun> {
+    ) -> Result<T, Rejected> {
         let waiting = Counted::new(&self.gauges.waiting);
         let tenant = self.tenant(tenant);
         if let Some(late) = self.late(deadline, &tenant) {
@@ -122,11 +122,11 @@ impl Renders {
         let (admitted, turn) = match deadline {
             Some(deadline) => {
                 let turn = tokio::time::timeout_at(deadline.into(), queue).await;
-                turn.map_err(|_| NotRun::NoTurn { running: self.at_once })?
+                turn.map_err(|_| Rejected::NoTurn { running: self.at_once })?
             }
             None => queue.await,
         };
-        let (_admitted, turn) = (admitted.map_err(|_| NotRun::BrokeOff)?, turn.map_err(|_| NotRun::BrokeOff)?);
+        let (_admitted, turn) = (admitted.map_err(|_| Rejected::BrokeOff)?, turn.map_err(|_| Rejected::BrokeOff)?);
         drop(waiting);
         let _running = Counted::new(&self.gauges.running);
         // Also what is cut off at its deadline tells how long renders take.
@@ -140,9 +140,9 @@ impl Renders {
             Some(Ok(done)) => Ok(done),
             Some(Err(error)) => {
                 tracing::error!(%error, "a render broke off");
-                Err(NotRun::BrokeOff)
+                Err(Rejected::BrokeOff)
             }
-            None => Err(NotRun::BrokeOff),
+            None => Err(Rejected::BrokeOff),
         }
     }
 
@@ -159,7 +159,7 @@ impl Renders {
     }
 
     /// Rejects a render whose turn is expected after its deadline: behind those of its tenant, and those that are admitted.
-    fn late(&self, deadline: Option<Instant>, tenant: &Tenant) -> Option<NotRun> {
+    fn late(&self, deadline: Option<Instant>, tenant: &Tenant) -> Option<Rejected> {
         let left = deadline?.saturating_duration_since(Instant::now());
         let ahead = tenant.waiting.load(Ordering::Relaxed) + self.queued.load(Ordering::Relaxed);
         if self.turns.available_permits() > 0 && tenant.admitted.available_permits() > 0 {
@@ -167,7 +167,7 @@ impl Renders {
         }
         let rounds = u32::try_from(ahead / self.at_once + 1).unwrap_or(u32::MAX);
         let expected = Duration::from_micros(self.typical.load(Ordering::Relaxed)).saturating_mul(rounds);
-        (expected > left).then_some(NotRun::TooLate { ahead, expected })
+        (expected > left).then_some(Rejected::TooLate { ahead, expected })
     }
 }
 
@@ -186,7 +186,7 @@ impl Drop for Learning<'_> {
     }
 }
 
-impl Drop for Renders {
+impl Drop for RenderScheduler {
     fn drop(&mut self) {
         // Waiting for its threads is not allowed where the server runs.
         if let Some(runtime) = self.runtime.take() {
@@ -238,7 +238,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_cannot_be_served_in_time_is_told_at_once() {
-        let renders = Arc::new(Renders::new(1).expect("threads"));
+        let renders = Arc::new(RenderScheduler::new(1).expect("threads"));
         let nap = |time| tokio::time::sleep(Duration::from_millis(time));
         // Nothing is known yet, so nobody is refused.
         renders.run(soon(60_000), "", nap(400)).await.expect("it runs");
@@ -249,7 +249,7 @@ mod tests {
             nap(5).await;
         }
         let refused = renders.run(soon(100), "", nap(0)).now_or_never().expect("at once").expect_err("too late");
-        assert!(matches!(refused, NotRun::TooLate { ahead: 0, .. }), "{refused}");
+        assert!(matches!(refused, Rejected::TooLate { ahead: 0, .. }), "{refused}");
         release.send(()).expect("it waits");
         renders.run(soon(60_000), "", nap(0)).await.expect("it has time");
         first.await.expect("it ends").expect("it ran").expect("released");
@@ -258,7 +258,7 @@ mod tests {
     /// All turns are held by renders that run into their deadlines: the next ones know.
     #[tokio::test]
     async fn who_waited_for_nothing_is_told_so_and_the_next_at_once() {
-        let renders = Arc::new(Renders::new(1).expect("threads"));
+        let renders = Arc::new(RenderScheduler::new(1).expect("threads"));
         let (busy, waiting) = (Arc::clone(&renders), Arc::clone(&renders));
         let began = Instant::now();
         let slow = tokio::spawn(async move { busy.run(None, "", std::future::pending::<()>()).await });
@@ -266,7 +266,7 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let refused = waiting.run(soon(200), "", async {}).await.expect_err("no turn");
-        assert_eq!(refused, NotRun::NoTurn { running: 1 });
+        assert_eq!(refused, Rejected::NoTurn { running: 1 });
         tokio::time::sleep(Duration::from_millis(600).saturating_sub(began.elapsed())).await;
         slow.abort();
         assert!(slow.await.is_err());
@@ -276,13 +276,13 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let refused = renders.run(soon(300), "", async {}).await.expect_err("too late");
-        assert!(matches!(refused, NotRun::TooLate { .. }), "{refused}");
+        assert!(matches!(refused, Rejected::TooLate { .. }), "{refused}");
         slow.abort();
     }
 
     #[tokio::test]
     async fn what_is_dropped_ends_and_gives_its_turn_back() {
-        let renders = Renders::new(1).expect("threads");
+        let renders = RenderScheduler::new(1).expect("threads");
         let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
         let endless = renders.run(None, "", async move {
             let _held = sender;
@@ -296,7 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn renders_that_wait_for_something_keep_only_their_own_tenant_from_running() {
-        let renders = Arc::new(Renders::new(1).expect("threads"));
+        let renders = Arc::new(RenderScheduler::new(1).expect("threads"));
         let mut waiting = Vec::new();
         for _ in 0..50 {
             let renders = Arc::clone(&renders);
@@ -312,9 +312,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_one_failed_render() {
-        let renders = Renders::new(1).expect("threads");
+        let renders = RenderScheduler::new(1).expect("threads");
         let panicking = async { assert!(std::hint::black_box(false), "on purpose") };
-        assert_eq!(renders.run(None, "", panicking).await, Err(NotRun::BrokeOff));
+        assert_eq!(renders.run(None, "", panicking).await, Err(Rejected::BrokeOff));
         assert_eq!(renders.run(None, "", async { 7 }).await, Ok(7));
     }
 }

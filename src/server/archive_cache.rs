@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is kept, the last used at the back.
 #[derive(Debug)]
-pub struct Shelf {
+pub struct ArchiveCache {
     kept: Mutex<VecDeque<(String, Arc<Pack>)>>,
     /// One lock for each archive that is being received for the first time.
     arriving: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -24,16 +24,16 @@ pub struct Shelf {
     bytes: u64,
 }
 
-impl Shelf {
-    /// A shelf for so many archives, and so many bytes of files and indexes.
+impl ArchiveCache {
+    /// A cache for so many archives, and so many bytes of files and indexes.
     pub fn new(archives: usize, bytes: u64) -> Self {
         Self { kept: Mutex::default(), arriving: Mutex::default(), archives, bytes }
     }
 
-    /// The place of the archive with this checksum. Whoever holds an empty one fills it, and the others wait a while: not longer, since they
+    /// The slot of the archive with this checksum. Whoever holds an empty one fills it, and the others wait a while: not longer, since they
     /// cannot know whether it ever will.
-    pub async fn place(&self, checksum: &str) -> Place<'_> {
-        let own = |_turn| Place { shelf: self, checksum: checksum.to_owned(), _turn };
+    pub async fn slot(&self, checksum: &str) -> Slot<'_> {
+        let own = |_turn| Slot { archives: self, checksum: checksum.to_owned(), _turn };
         if self.archives == 0 || self.get(checksum).is_some() {
             return own(None);
         }
@@ -48,8 +48,8 @@ impl Shelf {
 
     fn get(&self, checksum: &str) -> Option<Arc<Pack>> {
         let mut kept = lock(&self.kept);
-        let place = kept.iter().position(|(key, _)| key == checksum)?;
-        let found = kept.remove(place)?;
+        let slot = kept.iter().position(|(key, _)| key == checksum)?;
+        let found = kept.remove(slot)?;
         let pack = Arc::clone(&found.1);
         kept.push_back(found);
         Some(pack)
@@ -74,23 +74,23 @@ impl Shelf {
     }
 }
 
-/// One archive's place. Dropping it lets the next one have it.
+/// One archive's slot. Dropping it lets the next one have it.
 #[derive(Debug)]
-pub struct Place<'a> {
-    shelf: &'a Shelf,
+pub struct Slot<'a> {
+    archives: &'a ArchiveCache,
     checksum: String,
     _turn: Option<OwnedMutexGuard<()>>,
 }
 
-impl Place<'_> {
+impl Slot<'_> {
     /// What stands there.
     pub fn get(&self) -> Option<Arc<Pack>> {
-        self.shelf.get(&self.checksum)
+        self.archives.get(&self.checksum)
     }
 
     /// Keeps an archive whose checksum was verified.
     pub fn put(self, pack: &Arc<Pack>) {
-        self.shelf.put(&self.checksum, pack);
+        self.archives.put(&self.checksum, pack);
     }
 }
 
@@ -119,44 +119,44 @@ mod tests {
 
     #[test]
     fn the_longest_unused_goes_first() {
-        let shelf = Shelf::new(2, 10_000);
-        shelf.put("a", &pack(10));
-        shelf.put("b", &pack(10));
-        assert!(shelf.get("a").is_some());
-        shelf.put("c", &pack(10));
-        assert!(shelf.get("a").is_some() && shelf.get("b").is_none() && shelf.get("c").is_some());
+        let archives = ArchiveCache::new(2, 10_000);
+        archives.put("a", &pack(10));
+        archives.put("b", &pack(10));
+        assert!(archives.get("a").is_some());
+        archives.put("c", &pack(10));
+        assert!(archives.get("a").is_some() && archives.get("b").is_none() && archives.get("c").is_some());
     }
 
     #[test]
     fn bytes_are_bounded_and_an_index_counts() {
         let cost = pack(0).cost();
         assert!(cost > 50, "an empty file's entry costs memory: {cost}");
-        let shelf = Shelf::new(10, 100 + 2 * cost);
-        shelf.put("a", &pack(60));
-        shelf.put("too long", &pack(200 + cost));
-        assert!(shelf.get("a").is_some() && shelf.get("too long").is_none());
-        shelf.put("b", &pack(60));
-        assert!(shelf.get("a").is_none() && shelf.get("b").is_some());
-        let none = Shelf::new(0, 100);
+        let archives = ArchiveCache::new(10, 100 + 2 * cost);
+        archives.put("a", &pack(60));
+        archives.put("too long", &pack(200 + cost));
+        assert!(archives.get("a").is_some() && archives.get("too long").is_none());
+        archives.put("b", &pack(60));
+        assert!(archives.get("a").is_none() && archives.get("b").is_some());
+        let none = ArchiveCache::new(0, 100);
         none.put("a", &pack(1));
         assert!(none.get("a").is_none());
     }
 
     #[tokio::test]
     async fn the_same_archive_is_read_once_and_another_waits_for_nobody() {
-        let shelf = Arc::new(Shelf::new(2, 10_000));
-        let first = shelf.place("a").await;
+        let archives = Arc::new(ArchiveCache::new(2, 10_000));
+        let first = archives.slot("a").await;
         assert!(first.get().is_none());
-        let (waiting, other) = (Arc::clone(&shelf), Arc::clone(&shelf));
-        let second = tokio::spawn(async move { waiting.place("a").await.get().is_some() });
-        assert!(other.place("b").await.get().is_none());
+        let (waiting, other) = (Arc::clone(&archives), Arc::clone(&archives));
+        let second = tokio::spawn(async move { waiting.slot("a").await.get().is_some() });
+        assert!(other.slot("b").await.get().is_none());
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!second.is_finished());
         first.put(&pack(1));
-        assert!(second.await.expect("it ends"), "found on the shelf");
+        assert!(second.await.expect("it ends"), "found on the archives");
         // One that fails lets the next one try, and locks that nobody holds are forgotten.
-        drop(shelf.place("c").await);
-        assert!(shelf.place("d").await.get().is_none());
-        assert_eq!(lock(&shelf.arriving).len(), 1);
+        drop(archives.slot("c").await);
+        assert!(archives.slot("d").await.get().is_none());
+        assert_eq!(lock(&archives.arriving).len(), 1);
     }
 }

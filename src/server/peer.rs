@@ -1,4 +1,4 @@
-//! Answers a `pinion generate` on the same machine (see [`crate::resolve::neighbour`]).
+//! Answers a `pinion generate` on the same machine (see [`crate::resolve::peer`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::resolve::neighbour::{self, Request, line, read_line};
+use crate::resolve::peer::{self, Request, line, read_line};
 use crate::resolve::{Caller, Resolver};
 
 /// Callers that are answered at a time; the others wait.
@@ -53,5 +53,5 @@ async fn one(mut stream: UnixStream, resolver: &Resolver, configuration: &str) -
         .ok(),
         None => None,
     };
-    stream.write_all(&line(&answer.as_ref().and_then(neighbour::answer))?).await
+    stream.write_all(&line(&answer.as_ref().and_then(peer::answer))?).await
 }
