@@ -38,7 +38,7 @@ bench: ## Measure, against peers where there are any
 	scripts/tools helm kustomize helm-worker skopeo registry docker-registry
 	cargo bench --locked
 
-fuzz: ## Look for inputs that break the laws of tests/laws; FUZZ_SECONDS=600 is a full run
+fuzz: ## Look for inputs that break the laws of tests/properties; FUZZ_SECONDS=600 is a full run
 	command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked --root .tools
 	cargo fuzz build --sanitizer none
 	for target in archive placeholder; do \

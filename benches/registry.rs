@@ -1,10 +1,10 @@
 //! How long resolving takes from scratch: `pinion resolve` over 10,000 tags of real registries beside `skopeo list-tags`, and the newest
 //! of 1,000 builds, with the requests that it costs.
 
-#[path = "../tests/pinion/peers/layout.rs"]
+#[path = "../tests/pinion/real_registries/layout.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod layout;
-#[path = "../tests/pinion/peers/peer.rs"]
+#[path = "../tests/pinion/real_registries/peer.rs"]
 #[allow(dead_code, reason = "the tests use more of it")]
 mod peer;
 #[path = "../tests/support/mod.rs"]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use pinion::image::{Digest, Platform, Tag};
 use pinion::placeholder::Scan;
-use pinion::policy::{Built, Candidate, Facts, Notation, Policy, Settings};
+use pinion::policy::{Candidate, ImageBuild, Notation, Policy, Settings, TagMetadata};
 use timing::{median_of, ms, table, time};
 
 const TAGS: usize = 100_000;
@@ -64,10 +64,10 @@ fn candidates(now: Timestamp) -> Vec<Candidate> {
         let serial = serial * 7919 % TAGS;
         let created = now - SignedDuration::from_mins(i64::try_from(serial * 7 % TAGS).expect("a small number"));
         let images = platforms.iter().enumerate().filter(|(index, _)| serial % 3 != *index);
-        let images = images.map(|(_, platform)| Built { platform: platform.clone(), created: Some(created) }).collect();
+        let images = images.map(|(_, platform)| ImageBuild { platform: platform.clone(), created: Some(created) }).collect();
         let name = if serial == 0 { "latest".to_owned() } else { tag(serial) };
         let digest = Some(Digest::of(name.as_bytes()));
-        Candidate { tag: name.parse::<Tag>().expect("a tag"), facts: Some(Facts { digest, images }), position: None }
+        Candidate { tag: name.parse::<Tag>().expect("a tag"), facts: Some(TagMetadata { digest, images }), position: None }
     };
     (0..TAGS).map(candidate).collect()
 }

@@ -27,7 +27,7 @@ use crate::failure::{Failure, Failures};
 use crate::image::{Repository, printable};
 use crate::manifest::ImagePath;
 use crate::parameters::Mode;
-use crate::pin::{Given, Pin, PinState, Usage};
+use crate::pin::{Pin, PinOverrides, PinState, Usage};
 use crate::placeholder::Scan;
 use crate::placeholder::near_miss::near_miss;
 use crate::render::{Plan, Purpose, RenderError, Tools};
@@ -312,7 +312,12 @@ fn unread_targets(rules: &Rules, plan: &Plan) -> Vec<Failure> {
 }
 
 /// Names of the parameter `pins` that nothing asks for. Only where all placeholders are in what was read: templates may hold more.
-fn unknown_names(given: &Given, asks: &[LookupRequest], overridden: Vec<(Repository, String)>, plan: &Plan) -> Vec<Failure> {
+fn unknown_names(
+    given: &PinOverrides,
+    asks: &[LookupRequest],
+    overridden: Vec<(Repository, String)>,
+    plan: &Plan,
+) -> Vec<Failure> {
     if plan.may_hold_more() {
         return Vec::new();
     }
@@ -394,9 +399,9 @@ pub(crate) fn misnamed(place: String, stem: &str) -> Failure {
     Failure::text(place, "a file of this name is not read", Some(format!("name it `{}.yaml`", printable(stem))))
 }
 
-fn read_given(checkout: &Checkout, application: &Application) -> Result<Given, Failures> {
+fn read_given(checkout: &Checkout, application: &Application) -> Result<PinOverrides, Failures> {
     let failure = |place: &str, error: &dyn std::error::Error| Failures::from(Failure::new(place, error, None));
-    let mut given = Given::parameter(&application.parameters.pins).map_err(|error| failure("parameter `pins`", &error))?;
+    let mut given = PinOverrides::parameter(&application.parameters.pins).map_err(|error| failure("parameter `pins`", &error))?;
     let name = format!(".pinion-lock-{}.yaml", application.name);
     if application.parameters.mode == Mode::Locked && !name.contains('/') {
         let path = checkout.app().join(&name);

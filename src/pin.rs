@@ -1,6 +1,6 @@
 //! Pins: image, tag and digest that were chosen, and the forms in which they are kept.
 //!
-//! A [`Pin`] is what resolving gives; [`Given`] is what an application was told to use: the parameter `pins`, or a lock file
+//! A [`Pin`] is what resolving gives; [`PinOverrides`] is what an application was told to use: the parameter `pins`, or a lock file
 //! (`.pinion-lock-<app>.yaml`). Both forms are read strictly: a damaged record is an error, never a guess.
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::image::{Digest, ImageError, Repository, Tag, printable};
-use crate::policy::{Funnel, Policy, Step};
+use crate::policy::{FilterReport, Policy, Step};
 
 /// Pins that one record may hold.
 const MAX_PINS: usize = 5000;
@@ -67,7 +67,7 @@ pub struct Choice {
     /// When the listing was read that it was chosen from; none for a given tag and for a fallback.
     pub listed: Option<Timestamp>,
     /// What each step rejected, when it was chosen.
-    pub considered: Option<Considered>,
+    pub considered: Option<SelectionReport>,
 }
 
 impl Choice {
@@ -89,7 +89,7 @@ struct ChoiceFields {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     listed: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    considered: Option<Considered>,
+    considered: Option<SelectionReport>,
 }
 
 impl TryFrom<ChoiceFields> for Choice {
@@ -167,7 +167,7 @@ pub struct Report {
 /// How many tags there were and why each was rejected; printed for programs, and kept with a pin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Considered {
+pub struct SelectionReport {
     pub tags: usize,
     pub permitted: usize,
     pub rejected: Vec<Rejected>,
@@ -185,8 +185,8 @@ pub struct Rejected {
     pub examples: Vec<String>,
 }
 
-impl From<&Funnel> for Considered {
-    fn from(funnel: &Funnel) -> Self {
+impl From<&FilterReport> for SelectionReport {
+    fn from(funnel: &FilterReport) -> Self {
         let step = |step: &Step| Rejected {
             because: step.what.clone(),
             tags: step.rejected,
@@ -202,7 +202,7 @@ impl From<&Funnel> for Considered {
 }
 
 /// Writes a line for each step, the widest number first.
-impl fmt::Display for Considered {
+impl fmt::Display for SelectionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:>7} {}", self.tags, if self.tags == 1 { "tag" } else { "tags" })?;
         for step in &self.rejected {
@@ -242,7 +242,7 @@ impl Pin {
 
 /// Pins that were told, by alias or image, and by question.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Given {
+pub struct PinOverrides {
     by_name: BTreeMap<String, Pinned>,
     /// Those whose name is an image, in any spelling.
     by_image: BTreeMap<Repository, Pinned>,
@@ -251,7 +251,7 @@ pub struct Given {
 
 /// A record that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GivenError {
+pub enum PinOverridesError {
     #[error("pin of `{name}`")]
     Pinned {
         name: String,
@@ -280,19 +280,20 @@ struct LockedPin {
     pin: Pinned,
 }
 
-impl Given {
+impl PinOverrides {
     /// Reads the parameter `pins`: alias or image to `tag[@digest]`.
     ///
     /// # Errors
     ///
-    /// [`GivenError`], naming the entry.
-    pub fn parameter(pins: &BTreeMap<String, String>) -> Result<Self, GivenError> {
+    /// [`PinOverridesError`], naming the entry.
+    pub fn parameter(pins: &BTreeMap<String, String>) -> Result<Self, PinOverridesError> {
         if pins.len() > MAX_PINS {
-            return Err(GivenError::TooMany(pins.len()));
+            return Err(PinOverridesError::TooMany(pins.len()));
         }
         let mut given = Self::default();
         for (name, text) in pins {
-            let pinned: Pinned = text.trim().parse().map_err(|source| GivenError::Pinned { name: printable(name), source })?;
+            let pinned: Pinned =
+                text.trim().parse().map_err(|source| PinOverridesError::Pinned { name: printable(name), source })?;
             if let Ok(image) = name.parse() {
                 given.by_image.entry(image).or_insert_with(|| pinned.clone());
             }
@@ -305,17 +306,17 @@ impl Given {
     ///
     /// # Errors
     ///
-    /// [`GivenError`] when the file is not what [`lock`] writes.
-    pub fn add_lock(&mut self, text: &str) -> Result<(), GivenError> {
-        let lock: Lock = crate::yaml::from_str(text).map_err(|error| GivenError::Lock(error.to_string()))?;
+    /// [`PinOverridesError`] when the file is not what [`lock`] writes.
+    pub fn add_lock(&mut self, text: &str) -> Result<(), PinOverridesError> {
+        let lock: Lock = crate::yaml::from_str(text).map_err(|error| PinOverridesError::Lock(error.to_string()))?;
         if (lock.api_version.as_str(), lock.kind.as_str()) != ("pinion.dev/v1", "Lock") {
-            return Err(GivenError::Lock("it is not `pinion.dev/v1 Lock`".into()));
+            return Err(PinOverridesError::Lock("it is not `pinion.dev/v1 Lock`".into()));
         }
         if lock.pins.len() > MAX_PINS {
-            return Err(GivenError::TooMany(lock.pins.len()));
+            return Err(PinOverridesError::TooMany(lock.pins.len()));
         }
         for entry in lock.pins {
-            let fault = |source| GivenError::Pinned { name: printable(&entry.image), source };
+            let fault = |source| PinOverridesError::Pinned { name: printable(&entry.image), source };
             let repository: Repository = entry.image.parse().map_err(fault)?;
             self.by_question.insert((repository, entry.policy), entry.pin);
         }
@@ -418,7 +419,7 @@ mod tests {
         let digest = Digest::of(b"x");
         let pins = [pin("ghcr.io/a/b", "~1", &format!("1.10@{digest}")), pin("nginx", "~1", "on"), pin("nginx", "~2", "0123")];
         let text = lock(&pins).expect("one pin a question");
-        let mut given = Given::default();
+        let mut given = PinOverrides::default();
         given.add_lock(&text).expect("own form");
         for pin in &pins {
             assert_eq!(given.get(None, &pin.repository, &pin.policy), Some(&pin.choice.pinned), "{text}");
@@ -438,7 +439,7 @@ mod tests {
             ),
             (r#"{"tags":0,"permitted":0,"rejected":[],"byRegistryOrder":true}"#, "      0 tags\n      0 permitted"),
         ] {
-            let considered: Considered = serde_json::from_str(text).expect("own form");
+            let considered: SelectionReport = serde_json::from_str(text).expect("own form");
             assert_eq!(serde_json::to_string(&considered).expect("own form"), text);
             assert_eq!(considered.to_string(), shown);
         }
@@ -446,7 +447,7 @@ mod tests {
 
     #[test]
     fn the_parameter_wins_over_the_lock_file() {
-        let mut given = Given::parameter(&BTreeMap::from([("web".into(), "1.2.3".into())])).expect("pins");
+        let mut given = PinOverrides::parameter(&BTreeMap::from([("web".into(), "1.2.3".into())])).expect("pins");
         let held = pin("a/b", "~1", "1.0.0");
         given.add_lock(&lock(std::slice::from_ref(&held)).expect("one pin")).expect("own form");
         let tag = |alias| given.get(alias, &held.repository, &held.policy).expect("a pin").tag.to_string();
@@ -458,7 +459,7 @@ mod tests {
     #[test]
     fn an_image_is_held_by_any_of_its_spellings() {
         for name in ["nginx", "docker.io/nginx", "docker.io/library/nginx", "index.docker.io/library/nginx"] {
-            let given = Given::parameter(&BTreeMap::from([(name.to_owned(), "1.2.3".to_owned())])).expect("pins");
+            let given = PinOverrides::parameter(&BTreeMap::from([(name.to_owned(), "1.2.3".to_owned())])).expect("pins");
             let nginx = pin("nginx", "~1", "1.0.0");
             assert!(given.get(None, &nginx.repository, &nginx.policy).is_some(), "{name}");
         }
@@ -466,10 +467,10 @@ mod tests {
 
     #[test]
     fn damaged_records_are_errors() {
-        let mut given = Given::default();
+        let mut given = PinOverrides::default();
         assert!(given.add_lock("kind: Lock\n").is_err());
         assert!(given.add_lock("apiVersion: pinion.dev/v1\nkind: Lock\npins: [{image: a/b, policy: x, pin: '../x'}]\n").is_err());
-        let error = Given::parameter(&BTreeMap::from([("web".into(), "a b".into())])).expect_err("no tag");
+        let error = PinOverrides::parameter(&BTreeMap::from([("web".into(), "a b".into())])).expect_err("no tag");
         assert_eq!(crate::failure::chain(&error), "pin of `web`: `a b` is not a tag");
     }
 }

@@ -1,7 +1,7 @@
 //! How to choose one tag of a repository: which tags are permitted, and which of them is the newest.
 //!
 //! [`Settings`] (the texts of a placeholder or a rule) become a checked [`Policy`], which chooses among [`Candidate`]s. All of it is pure:
-//! whoever calls lists the tags, fetches the facts about those that [`Policy::wanted`] names, and tells the time. The outcome depends on
+//! whoever calls lists the tags, fetches the facts about those that [`Policy::missing_metadata`] names, and tells the time. The outcome depends on
 //! nothing else, not even on the order of the tags.
 //!
 //! Meanings are those of Argo CD Image Updater 1.3 (strategies, constraints, filters) and Flux (`extract`, `numerical`), see `constraint`,
@@ -25,7 +25,7 @@ use filter::{Glob, Ignored, Pattern, Template};
 pub use constraint::{Constraint, ConstraintError};
 pub use error::PolicyError;
 pub use filter::{GlobError, PatternError, TemplateError};
-pub use selection::{Built, Candidate, Facts, Funnel, NoMatch, Selection, Step};
+pub use selection::{Candidate, FilterReport, ImageBuild, NoMatch, Selection, Step, TagMetadata};
 pub use version::parse as read_version;
 
 /// Most patterns that `ignore-tags` may list.

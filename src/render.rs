@@ -9,7 +9,7 @@ pub mod charts;
 pub mod directory;
 pub mod helm;
 pub mod kustomize;
-pub mod memo;
+pub mod render_cache;
 pub mod schema;
 
 use std::collections::BTreeMap;
@@ -32,7 +32,7 @@ use crate::values::TooManyValues;
 use crate::workspace::{ANY_DEPTH, Checkout, WorkspaceError};
 use crate::yaml::YamlError;
 use charts::{ChartError, Charts};
-use memo::Memo;
+use render_cache::RenderCache;
 
 /// The tools and the operator's choices about them.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub struct Tools {
     /// Largest sum of a directory's manifests, in bytes.
     pub max_directory_bytes: u64,
     /// Texts that were rendered before, where renders share a process.
-    pub memo: Option<Memo>,
+    pub memo: Option<RenderCache>,
     /// What bounds every child.
     pub sandboxes: Sandboxes,
     /// What Kustomize may fetch.
@@ -369,7 +369,7 @@ impl Plan {
 /// beforehand is a guess, and what is rendered must not depend on it.
 fn lacks_files<T>(result: &Result<T, RenderError>, checkout: &Checkout) -> bool {
     match result {
-        Err(RenderError::Process(ProcessError::Failed { .. })) => checkout.complete().unwrap_or_else(|error| {
+        Err(RenderError::Process(ProcessError::Failed { .. })) => checkout.extract_all().unwrap_or_else(|error| {
             // The tool's own error tells more.
             tracing::warn!(error = %crate::failure::chain(&error), "not everything could be written out for a tool that failed");
             false

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::failure::chain;
 use crate::image::{Platform, Repository};
-use crate::pin::{Choice, Considered, Pin, PinState, Pinned, Usage};
+use crate::pin::{Choice, Pin, PinState, Pinned, SelectionReport, Usage};
 use crate::policy::{NoMatch, Policy, Strategy};
 use crate::registry::{Access, LookupError, Mode, Registry, RegistryError, RepositoryHandle};
 use crate::shares::SharedCache;
@@ -419,7 +419,7 @@ impl Inner {
             pinned: Pinned { tag: selection.tag, digest },
             created: selection.created,
             listed: Some(at),
-            considered: Some(Considered::from(&selection.funnel)),
+            considered: Some(SelectionReport::from(&selection.funnel)),
         })
     }
 

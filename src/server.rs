@@ -208,7 +208,7 @@ impl ConfigManagementPluginService for Service {
 /// checkout, and call the programs of the system; it has no network.
 async fn command(words: &[String], checkout: &Checkout, received: &Upload, tools: &Tools) -> Result<Vec<u8>, Status> {
     let internal = |error: &dyn std::error::Error| Status::internal(short(&chain(error)));
-    checkout.complete().map_err(|error| internal(&error))?;
+    checkout.extract_all().map_err(|error| internal(&error))?;
     let workspace = Workspace::create().map_err(|error| internal(&error))?;
     let home = workspace.home().map_err(|error| internal(&error))?;
     // As for Go: a path leads from the directory, a name from PATH.

@@ -18,7 +18,7 @@ use crate::generate::Generated;
 use crate::process::Runner;
 use crate::process::pool::Counts;
 use crate::process::sandbox::{Guarantee, Mode, Sandboxes};
-use crate::render::memo::Memo;
+use crate::render::render_cache::RenderCache;
 use crate::server::scheduler::Gauges;
 use crate::store;
 
@@ -173,7 +173,7 @@ impl Metrics {
     }
 
     /// Shows what is remembered of rendered texts.
-    pub fn memo(&mut self, memo: &Memo) {
+    pub fn memo(&mut self, memo: &RenderCache) {
         self.registry.register("memo_texts", "Rendered texts that are kept", memo.texts.clone());
         self.registry.register("memo_bytes", "Bytes of rendered texts that are kept, packed", memo.bytes.clone());
     }

@@ -4,8 +4,8 @@
 //! it, after symbolic links. A [`Workspace`] is the private directory of one render.
 
 pub mod archive;
-pub mod materialise;
-pub mod pack;
+pub mod archive_index;
+pub mod lazy_checkout;
 mod private;
 
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use crate::image::printable;
-use materialise::Materialised;
+use lazy_checkout::LazyCheckout;
 pub use private::Workspace;
 
 /// Longest file that is read as data, in bytes.
@@ -70,7 +70,7 @@ pub struct Checkout {
     root: PathBuf,
     app: PathBuf,
     /// What brings files to the disk when they are asked for; [`None`] where all of them are there.
-    tree: Option<Arc<Materialised>>,
+    tree: Option<Arc<LazyCheckout>>,
 }
 
 impl Checkout {
@@ -119,13 +119,13 @@ impl Checkout {
     /// # Errors
     ///
     /// [`WorkspaceError`] when the directory is not there, or not below the root.
-    pub fn lazy(tree: Arc<Materialised>, app: &Path) -> Result<Self, WorkspaceError> {
+    pub fn lazy(tree: Arc<LazyCheckout>, app: &Path) -> Result<Self, WorkspaceError> {
         let checkout = Self { root: tree.root().to_owned(), app: PathBuf::new(), tree: Some(tree) };
         let app = checkout.find(Path::new(""), &app.to_string_lossy())?;
         if !checkout.root.join(&app).is_dir() {
             return Err(WorkspaceError::NoDirectory { path: shown(&app) });
         }
-        checkout.materialise(&app)?;
+        checkout.extract_directory(&app)?;
         Ok(Self { app, ..checkout })
     }
 
@@ -139,9 +139,9 @@ impl Checkout {
     /// # Errors
     ///
     /// [`WorkspaceError::Io`].
-    pub fn materialise(&self, dir: &Path) -> Result<(), WorkspaceError> {
+    pub fn extract_directory(&self, dir: &Path) -> Result<(), WorkspaceError> {
         let Some(tree) = &self.tree else { return Ok(()) };
-        tree.reveal_all(dir).map(drop).map_err(|error| WorkspaceError::io(dir, error))
+        tree.extract_tree(dir).map(drop).map_err(|error| WorkspaceError::io(dir, error))
     }
 
     /// Brings everything to the disk. Was anything missing?
@@ -149,9 +149,9 @@ impl Checkout {
     /// # Errors
     ///
     /// [`WorkspaceError::Io`].
-    pub fn complete(&self) -> Result<bool, WorkspaceError> {
+    pub fn extract_all(&self) -> Result<bool, WorkspaceError> {
         let Some(tree) = &self.tree else { return Ok(false) };
-        let missing = tree.reveal_all(Path::new("")).map_err(|error| WorkspaceError::io(Path::new(""), error))?;
+        let missing = tree.extract_tree(Path::new("")).map_err(|error| WorkspaceError::io(Path::new(""), error))?;
         Ok(missing > 0)
     }
 
@@ -161,7 +161,7 @@ impl Checkout {
     /// # Errors
     ///
     /// [`WorkspaceError::Io`].
-    pub fn overwrite(&self, files: &[(&PathBuf, &String)]) -> Result<bool, WorkspaceError> {
+    pub fn patch_in_place(&self, files: &[(&PathBuf, &String)]) -> Result<bool, WorkspaceError> {
         if self.tree.as_ref().is_none_or(|tree| tree.has_links()) {
             return Ok(false);
         }
@@ -217,7 +217,7 @@ impl Checkout {
         }
         if let Some(tree) = &self.tree {
             let inside = joined.strip_prefix(&self.root).expect("it was joined to the root");
-            tree.reveal(inside).map_err(|error| WorkspaceError::io(Path::new(path), error))?;
+            tree.extract(inside).map_err(|error| WorkspaceError::io(Path::new(path), error))?;
         }
         let found = fs::canonicalize(&joined).map_err(|error| WorkspaceError::io(Path::new(path), error))?;
         match found.strip_prefix(&self.root) {
@@ -262,7 +262,7 @@ impl Checkout {
     pub fn check_links(&self, dir: &Path) -> Result<(), WorkspaceError> {
         if self.tree.is_some() {
             // No link of an archive does, and what they lead to comes with them.
-            return self.materialise(dir);
+            return self.extract_directory(dir);
         }
         let mut waiting = vec![dir.to_owned()];
         let mut linked = BTreeSet::new();
@@ -302,7 +302,7 @@ impl Checkout {
     ///
     /// [`WorkspaceError`], also where a link leads out of the checkout.
     pub fn files(&self, dir: &Path, depth: usize, visit: &mut dyn FnMut(&Path)) -> Result<(), WorkspaceError> {
-        self.materialise(dir)?;
+        self.extract_directory(dir)?;
         if !self.root.join(dir).is_dir() {
             return Ok(());
         }

@@ -1,6 +1,6 @@
 #![no_main]
 
-#[path = "../../tests/laws/placeholder.rs"]
-mod laws;
+#[path = "../../tests/properties/placeholder.rs"]
+mod properties;
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| laws::check(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| properties::check(input));

@@ -6,7 +6,7 @@ use super::{Format, Outcome, STORED, Usage, configured, print, resolver, write};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::image::Repository;
-use crate::pin::{Considered, Pin, PinState};
+use crate::pin::{Pin, PinState, SelectionReport};
 use crate::placeholder::words::{Spec, Target, Words};
 use crate::registry::Access;
 use crate::resolve::{Caller, Question, ResolveError};
@@ -57,7 +57,7 @@ impl Arguments {
                 let failure = Failure::new("", &error, error.hint());
                 if let ResolveError::NoMatch { source, .. } = &error {
                     if self.explain {
-                        eprintln!("{}\n{}", question.name(), Considered::from(&source.funnel));
+                        eprintln!("{}\n{}", question.name(), SelectionReport::from(&source.funnel));
                     }
                     eprintln!("error: {failure}");
                     return Ok(Outcome::NoPermittedTag);

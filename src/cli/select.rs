@@ -11,9 +11,9 @@ use serde::Deserialize;
 use super::{Format, Outcome, Usage, print, write};
 use crate::failure::Failure;
 use crate::image::{Digest, Platform, Tag, printable};
-use crate::pin::{Considered, Pinned};
+use crate::pin::{Pinned, SelectionReport};
 use crate::placeholder::words::{Spec, Target, Words};
-use crate::policy::{Built, Candidate, Facts, Policy};
+use crate::policy::{Candidate, ImageBuild, Policy, TagMetadata};
 
 /// Longest input, in bytes.
 const MAX_INPUT: u64 = 256 * 1024 * 1024;
@@ -58,7 +58,7 @@ struct Report {
     digest: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     created: Option<Timestamp>,
-    considered: Considered,
+    considered: SelectionReport,
 }
 
 impl Arguments {
@@ -73,7 +73,7 @@ impl Arguments {
         let selection = match policy.select(&candidates, Timestamp::now()) {
             Ok(selection) => selection,
             Err(no_match) if no_match.missing.is_empty() => {
-                let considered = Considered::from(&no_match.funnel);
+                let considered = SelectionReport::from(&no_match.funnel);
                 if self.explain {
                     eprintln!("{policy}\n{considered}");
                 }
@@ -93,7 +93,7 @@ impl Arguments {
                 anyhow::bail!("{}", Failure::new("standard input", &no_match, Some(hint.into())));
             }
         };
-        let considered = Considered::from(&selection.funnel);
+        let considered = SelectionReport::from(&selection.funnel);
         if self.explain {
             eprintln!("{policy}\n{considered}\n{:>7} {}", "=>", selection.tag);
         }
@@ -104,7 +104,7 @@ impl Arguments {
 }
 
 /// Prints the winner.
-fn report(format: Format, pinned: &Pinned, created: Option<Timestamp>, considered: Considered) -> anyhow::Result<()> {
+fn report(format: Format, pinned: &Pinned, created: Option<Timestamp>, considered: SelectionReport) -> anyhow::Result<()> {
     let Pinned { tag, digest } = pinned;
     let digest = digest.as_ref().map(ToString::to_string);
     match format {
@@ -122,7 +122,7 @@ fn policy(words: Words) -> Result<Policy, Usage> {
 
 /// Lines of the same tag are its platforms. Names that are no tags are dropped, as those from a registry are.
 fn read(input: impl BufRead) -> anyhow::Result<Vec<Candidate>> {
-    let mut found: BTreeMap<Tag, Option<Facts>> = BTreeMap::new();
+    let mut found: BTreeMap<Tag, Option<TagMetadata>> = BTreeMap::new();
     let mut dropped = 0;
     for (number, line) in input.take(MAX_INPUT).lines().enumerate() {
         let line = line.context("standard input cannot be read")?;
@@ -151,9 +151,9 @@ fn read(input: impl BufRead) -> anyhow::Result<Vec<Candidate>> {
         let platform: Option<Platform> = object.platform.as_deref().map(str::parse).transpose().map_err(|error| wrong(&error))?;
         let facts = found.entry(tag).or_default();
         if digest.is_some() || platform.is_some() || object.created.is_some() {
-            let facts = facts.get_or_insert_with(|| Facts { digest: None, images: Vec::new() });
+            let facts = facts.get_or_insert_with(|| TagMetadata { digest: None, images: Vec::new() });
             facts.digest = facts.digest.take().or(digest);
-            facts.images.push(Built { platform, created: object.created });
+            facts.images.push(ImageBuild { platform, created: object.created });
         }
     }
     if dropped > 0 {

@@ -26,7 +26,7 @@ use crate::process::sandbox::{Mode, Sandboxes};
 use crate::process::{Runner, found};
 use crate::registry::{Client, RegistriesConfig};
 use crate::render::Tools;
-use crate::render::memo::Memo;
+use crate::render::render_cache::RenderCache;
 use crate::resolve::Resolver;
 use crate::server::admin::Admin;
 use crate::server::archive_cache::ArchiveCache;
@@ -167,7 +167,7 @@ impl Arguments {
         config.tools.templates = if self.helm_workers { runner(&config.tools, &workers).await } else { Runner::Process };
         let renders = RenderScheduler::new(at_once).context("the threads that render cannot be started")?;
         let hits = Hits::default();
-        config.tools.memo = (self.memo_bytes > 0).then(|| Memo::new(&work_dir, self.memo_bytes));
+        config.tools.memo = (self.memo_bytes > 0).then(|| RenderCache::new(&work_dir, self.memo_bytes));
         let mut metrics = Metrics::new(&config.requests, &hits, &renders.gauges);
         config.tools.memo.iter().for_each(|memo| metrics.memo(memo));
         metrics.helm(&config.tools.templates, &workers);

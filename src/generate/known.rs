@@ -6,7 +6,7 @@ use super::lookups::LookupRequest;
 use crate::failure::Failure;
 use crate::image::{Repository, printable, split_tag};
 use crate::manifest;
-use crate::pin::{Given, Pinned};
+use crate::pin::{PinOverrides, Pinned};
 
 const PINS: &str = "parameter `pins`";
 
@@ -33,7 +33,7 @@ impl Known {
     }
 
     /// Entries that hold nothing: their name is unknown, or contradicts another. `manifests` is the rendered text, if there is one.
-    pub(super) fn check(&self, given: &Given, manifests: &str) -> Vec<Failure> {
+    pub(super) fn check(&self, given: &PinOverrides, manifests: &str) -> Vec<Failure> {
         let unknown = given.names().filter(|(name, _)| !self.has(name)).map(|(name, _)| {
             let message = format!("`{}` is no alias and no image that the application asks for", printable(name));
             Failure::text(PINS, message, Some(self.hint(name, manifests)))
@@ -46,7 +46,7 @@ impl Known {
     }
 
     /// Two spellings of one image with different pins.
-    fn contradictions(&self, given: &Given) -> Vec<Failure> {
+    fn contradictions(&self, given: &PinOverrides) -> Vec<Failure> {
         let mut by_image: BTreeMap<Repository, (&str, &Pinned)> = BTreeMap::new();
         let mut failures = Vec::new();
         for (name, pinned) in given.names().filter(|(name, _)| !self.aliases.contains(*name)) {

@@ -11,7 +11,7 @@ use crate::image::{Reference, Repository, printable};
 use crate::manifest::sightings::{Sighting, Sought};
 use crate::manifest::{self, Document, ImagePath};
 use crate::parameters::Mode;
-use crate::pin::{Choice, Given, Pin, PinState, Pinned, Usage};
+use crate::pin::{Choice, Pin, PinOverrides, PinState, Pinned, Usage};
 use crate::placeholder::image::beside_each;
 use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, Scan};
 use crate::render::Targets;
@@ -24,7 +24,7 @@ pub(super) struct RenderSession<'a> {
     application: &'a Application,
     /// None if they cannot be read.
     rules: Option<&'a Rules>,
-    given: Given,
+    given: PinOverrides,
     resolver: &'a Resolver,
     /// When the caller gives up.
     deadline: Option<Instant>,
@@ -98,7 +98,7 @@ impl<'a> RenderSession<'a> {
     pub(super) fn new(
         application: &'a Application,
         rules: Option<&'a Rules>,
-        given: Given,
+        given: PinOverrides,
         resolver: &'a Resolver,
         deadline: Option<Instant>,
     ) -> Self {
@@ -114,7 +114,7 @@ impl<'a> RenderSession<'a> {
         }
     }
 
-    /// Given pins first, then the registries. Every failure is reported, and every other answer given.
+    /// PinOverrides pins first, then the registries. Every failure is reported, and every other answer given.
     pub(super) async fn answer(&mut self, asks: Vec<LookupRequest>, is_rendered: bool) -> (Answers, Vec<Failure>) {
         let mut answers = Answers::new();
         let mut failures = Vec::new();

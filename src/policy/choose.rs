@@ -1,11 +1,11 @@
-//! Choosing: [`Policy::wanted`] and [`Policy::select`].
+//! Choosing: [`Policy::missing_metadata`] and [`Policy::select`].
 //!
 //! ```text
 //! candidates ─▶ attachments ─▶ allow-tags ─▶ ignore-tags ─▶ extract ─▶ strategy ─▶ rank ─▶ platform, date, age ─▶ winner
 //!               └────────────────────── by name alone ───────────────────────┘   └─ by facts, from the best down ─┘
 //! ```
 //!
-//! Facts cost requests to the registry, so they are asked for late: about all that is left for `newest-build`, which ranks by them; about
+//! TagMetadata cost requests to the registry, so they are asked for late: about all that is left for `newest-build`, which ranks by them; about
 //! the best few at a time for the other strategies, and only if platforms or an age are asked for. A candidate is never passed over
 //! because its facts are unknown. Where tags have a position in time, `newest-build` ranks by that and is like the other strategies.
 
@@ -15,7 +15,9 @@ use jiff::{SignedDuration, Timestamp};
 use semver::Version;
 
 use super::version::{self, Decimal};
-use super::{Built, Candidate, Constraint, Facts, Funnel, NoMatch, Order, Policy, Selection, Step, Strategy, filter};
+use super::{
+    Candidate, Constraint, FilterReport, ImageBuild, NoMatch, Order, Policy, Selection, Step, Strategy, TagMetadata, filter,
+};
 use crate::image::{Platform, Tag, printable};
 
 /// How many candidates are asked about at a time where one that suits is enough.
@@ -84,7 +86,7 @@ enum Reason {
 
 /// What choosing came to.
 struct Outcome<'a> {
-    funnel: Funnel,
+    funnel: FilterReport,
     winner: Option<Entry<'a>>,
     next: Option<&'a Tag>,
     missing: Vec<Tag>,
@@ -96,7 +98,7 @@ impl Policy {
     ///
     /// Call this, fetch the facts, and call it again until it names none. A tag is named again if its facts hold no digest and the pin
     /// needs one: if a round brought nothing new, stop, and `select` says what is missing.
-    pub fn wanted(&self, candidates: &[Candidate], now: Timestamp) -> Vec<Tag> {
+    pub fn missing_metadata(&self, candidates: &[Candidate], now: Timestamp) -> Vec<Tag> {
         self.choose(candidates, now).missing
     }
 
@@ -127,7 +129,7 @@ impl Policy {
     }
 
     fn choose<'a>(&self, candidates: &'a [Candidate], now: Timestamp) -> Outcome<'a> {
-        let mut funnel = Funnel::default();
+        let mut funnel = FilterReport::default();
         let mut near_miss = None;
         let mut entries = distinct(candidates);
         funnel.total = entries.len();
@@ -157,7 +159,7 @@ impl Policy {
     }
 
     /// The steps that need nothing but names.
-    fn filter_names(&self, funnel: &mut Funnel, entries: &mut Vec<Entry>, near_miss: &mut Option<String>) {
+    fn filter_names(&self, funnel: &mut FilterReport, entries: &mut Vec<Entry>, near_miss: &mut Option<String>) {
         let attached = || "attached to an image (signatures and the like)".to_owned();
         funnel.sift(entries, attached, |e| !filter::is_attached(e.candidate.tag.as_str()));
         if let Some(pattern) = &self.allow {
@@ -186,7 +188,7 @@ impl Policy {
     }
 
     /// Drops what the strategy can't rank or its constraint excludes.
-    fn apply_strategy(&self, funnel: &mut Funnel, entries: &mut Vec<Entry>, near_miss: &mut Option<String>) {
+    fn apply_strategy(&self, funnel: &mut FilterReport, entries: &mut Vec<Entry>, near_miss: &mut Option<String>) {
         let before = entries.len();
         match &self.strategy {
             Strategy::Semver(constraint) => {
@@ -221,7 +223,7 @@ impl Policy {
     /// Goes from the best entry down to the first that is acceptable, or until enough are found whose facts are unknown.
     fn take_best<'a>(
         &self,
-        mut funnel: Funnel,
+        mut funnel: FilterReport,
         entries: Vec<Entry<'a>>,
         near_miss: Option<String>,
         now: Timestamp,
@@ -290,13 +292,13 @@ impl Policy {
         }
     }
 
-    fn accepts(&self, image: &Built) -> bool {
+    fn accepts(&self, image: &ImageBuild) -> bool {
         let offered = |wanted: &Platform| image.platform.as_ref().is_some_and(|platform| wanted.accepts(platform));
         self.platforms.is_empty() || self.platforms.iter().any(offered)
     }
 
     /// When the newest image was created, among those for the platforms that are asked for.
-    fn created(&self, facts: &Facts) -> Option<Timestamp> {
+    fn created(&self, facts: &TagMetadata) -> Option<Timestamp> {
         facts.images.iter().filter(|image| self.accepts(image)).filter_map(|image| image.created).max()
     }
 
@@ -326,7 +328,7 @@ impl Verdict {
     }
 }
 
-impl Funnel {
+impl FilterReport {
     /// Keeps the entries that `keep` accepts and counts the others as a step; examples are the first of them, which are returned too.
     fn sift(
         &mut self,
@@ -378,6 +380,6 @@ fn prefix_hint(tag: &Tag) -> Option<String> {
 }
 
 #[cfg(test)]
-mod laws;
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-//! What choosing takes and tells: [`Candidate`]s with their [`Facts`]; a [`Selection`] or a [`NoMatch`], both with the [`Funnel`].
+//! What choosing takes and tells: [`Candidate`]s with their [`TagMetadata`]; a [`Selection`] or a [`NoMatch`], both with the [`FilterReport`].
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::image::{Digest, Platform, Tag};
 pub struct Candidate {
     pub tag: Tag,
     /// None: not asked yet.
-    pub facts: Option<Facts>,
+    pub facts: Option<TagMetadata>,
     /// Its place in time among the tags, the oldest first, where the registry lists them so. Such a place stands for the time of
     /// building wherever tags are ranked by that. None: the registry's order says nothing.
     pub position: Option<u32>,
@@ -19,16 +19,16 @@ pub struct Candidate {
 
 /// What a tag points at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Facts {
+pub struct TagMetadata {
     /// The digest that the tag points at: an index's if it holds several platforms. None: not known.
     pub digest: Option<Digest>,
     /// One for each platform.
-    pub images: Vec<Built>,
+    pub images: Vec<ImageBuild>,
 }
 
 /// One image.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Built {
+pub struct ImageBuild {
     /// None: unknown, which suits no platform that is asked for.
     pub platform: Option<Platform>,
     pub created: Option<Timestamp>,
@@ -44,14 +44,14 @@ pub struct Selection {
     pub created: Option<Timestamp>,
     /// What `extract` yielded, which was ranked instead of the tag.
     pub extracted: Option<String>,
-    pub funnel: Funnel,
+    pub funnel: FilterReport,
     /// The runner-up, as far as the known facts tell.
     pub next: Option<Tag>,
 }
 
 /// How many tags each step rejected: `total` is the sum of these and of `permitted`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Funnel {
+pub struct FilterReport {
     /// How many different tags there were.
     pub total: usize,
     /// Only steps that rejected something.
@@ -62,7 +62,7 @@ pub struct Funnel {
     pub by_position: bool,
 }
 
-/// One step of a [`Funnel`].
+/// One step of a [`FilterReport`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Why the tags were rejected, to be read after their number: `outside ~1.4`.
@@ -73,7 +73,7 @@ pub struct Step {
 }
 
 /// Writes `214 tags, 209 not matching …, 5 outside …`.
-impl fmt::Display for Funnel {
+impl fmt::Display for FilterReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.total {
             0 => f.write_str("there are no tags")?,
@@ -88,8 +88,8 @@ impl fmt::Display for Funnel {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.message())]
 pub struct NoMatch {
-    pub funnel: Funnel,
-    /// Tags whose facts are needed first: the caller did not honour [`Policy::wanted`](super::Policy::wanted), or could not.
+    pub funnel: FilterReport,
+    /// Tags whose facts are needed first: the caller did not honour [`Policy::missing_metadata`](super::Policy::missing_metadata), or could not.
     pub missing: Vec<Tag>,
     pub(super) near_miss: Option<String>,
 }

@@ -6,8 +6,8 @@
 
 mod call;
 mod connection;
-mod pace;
 mod paging;
+mod rate_limit;
 mod session;
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ use crate::egress::{HostPattern, Policy, Refusal};
 use crate::image::{Digest, Repository, Tag};
 use crate::process::sandbox::Sandboxes;
 use crate::telemetry::Requests;
-use call::{Call, Kind};
+use call::{Call, RedirectPolicy};
 use connection::{Connection, Reply, Request};
 use session::Session;
 
@@ -273,7 +273,7 @@ impl RepositoryClient {
             let mut request = call.get(&format!("manifests/{tag}"), 0);
             request.method = Method::HEAD;
             request.accept = Some(ACCEPT);
-            let reply = call.ask(request, Kind::Other).await?;
+            let reply = call.ask(request, RedirectPolicy::Other).await?;
             let stated = || reply.header("docker-content-digest")?.parse().ok();
             match stated().filter(|_| reply.status.is_success()) {
                 Some(digest) => Ok(digest),
@@ -314,7 +314,7 @@ impl RepositoryClient {
         self.within(|call| async move {
             let mut request = call.get(&format!("manifests/{tag}"), limits.manifest_bytes);
             request.accept = Some(ACCEPT);
-            let reply = call.require(request, Kind::Other, format!("{}:{tag}", call.repository)).await?;
+            let reply = call.require(request, RedirectPolicy::Other, format!("{}:{tag}", call.repository)).await?;
             let blob = metadata::chart(&reply.body).map_err(|text| call.malformed(text))?;
             if blob.size > limit as u64 { Err(call.too_large(connection::size(limit))) } else { Ok(blob) }
         })
@@ -364,7 +364,7 @@ async fn read_manifest(call: &Call, target: &Target, limits: &Limits) -> Result<
     let mut request = call.get(&format!("manifests/{target}"), limits.manifest_bytes);
     request.accept = Some(ACCEPT);
     let separator = if matches!(target, Target::Tag(_)) { ':' } else { '@' };
-    let reply = call.require(request, Kind::Other, format!("{}{separator}{target}", call.repository)).await?;
+    let reply = call.require(request, RedirectPolicy::Other, format!("{}{separator}{target}", call.repository)).await?;
     let content_type = media_type(&reply);
     let digest = Digest::of(&reply.body);
     // The digest of a signed schema 1 manifest is not that of its bytes. It is nothing that we could use, either.
@@ -396,7 +396,7 @@ async fn read_blob(call: &Call, blob: &Blob, cap: usize) -> Result<bytes::Bytes,
         return Err(call.too_large(connection::size(cap)));
     }
     let request: Request = call.get(&format!("blobs/{}", blob.digest), usize::try_from(blob.size).unwrap_or(cap).min(cap));
-    let reply = call.require(request, Kind::Blob, format!("{}@{}", call.repository, blob.digest)).await?;
+    let reply = call.require(request, RedirectPolicy::Blob, format!("{}@{}", call.repository, blob.digest)).await?;
     if Digest::of(&reply.body) != blob.digest {
         return Err(call.malformed(format!("the blob `{}` is not what its digest says", blob.digest)));
     }

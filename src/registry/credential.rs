@@ -32,7 +32,7 @@ impl Secret {
     }
 
     /// The text. Callers may send it, never print it.
-    pub(super) fn reveal(&self) -> &str {
+    pub(super) fn extract(&self) -> &str {
         &self.0
     }
 }
@@ -80,7 +80,7 @@ impl Credential {
 /// `Authorization: Basic` with these.
 pub(super) fn basic(user: &Secret, password: &Secret) -> HeaderValue {
     use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", user.reveal(), password.reveal()));
+    let text = base64::engine::general_purpose::STANDARD.encode(format!("{}:{}", user.extract(), password.extract()));
     let mut value = HeaderValue::try_from(format!("Basic {text}")).expect("base64 is legal in a header");
     value.set_sensitive(true);
     value

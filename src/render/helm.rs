@@ -15,7 +15,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::chart::{self, Chart};
-use super::memo::Key;
+use super::render_cache::Key;
 use super::{Data, Purpose, RenderError, Source, Targets, Tools, environment, text};
 use crate::application::Application;
 use crate::failure::masked;
@@ -253,7 +253,7 @@ impl Plan {
         });
         let in_place: Vec<_> = in_place.collect();
         let is_copied = self.chart_at.root() != self.checkout.root();
-        let root = if !is_copied && (in_place.is_empty() || self.checkout.overwrite(&in_place)?) {
+        let root = if !is_copied && (in_place.is_empty() || self.checkout.patch_in_place(&in_place)?) {
             self.checkout.root().to_owned()
         } else {
             if !is_copied {

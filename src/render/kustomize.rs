@@ -11,7 +11,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::memo::Key;
+use super::render_cache::Key;
 use super::{Data, RenderError, Source, Targets, Tools, any_placeholder, environment, text};
 use crate::application::Application;
 use crate::egress::proxy::Proxy;
@@ -102,7 +102,7 @@ impl Plan {
             if seen.len() > MAX_REACHED {
                 return Err(RenderError::invalid(format!("more than {MAX_REACHED} kustomizations are reached")));
             }
-            checkout.materialise(&dir)?;
+            checkout.extract_directory(&dir)?;
             let Some(name) = NAMES.iter().find(|name| checkout.root().join(&dir).join(name).is_file()) else {
                 if dir == checkout.app() {
                     return Err(RenderError::invalid(format!("`{}` has no kustomization", shown(&dir))));
@@ -452,7 +452,7 @@ impl Plan {
         let is_copied = writes || !changed.is_empty() || !edits.is_empty() || patches.is_some();
         let root = if is_copied { workspace.root() } else { self.checkout.root().to_owned() };
         if reaches_further {
-            self.checkout.complete()?;
+            self.checkout.extract_all()?;
         }
         let key = if writes { None } else { self.key(changed, &edits, tools, &workspace) };
         let recalled = key.and_then(|key| tools.memo.as_ref()?.get(&key));

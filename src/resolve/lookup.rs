@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::{AT_ONCE, Question};
 use crate::image::{Platform, Tag};
-use crate::policy::{Built, Candidate, Facts, NoMatch, Policy, Selection, Strategy};
+use crate::policy::{Candidate, ImageBuild, NoMatch, Policy, Selection, Strategy, TagMetadata};
 use crate::registry::{Blob, Content, ImageConfig, Listed, Listing, LookupError, Manifest, Mode, RepositoryHandle, Target};
 
 /// Tags that take long enough to be worth a line in the log.
@@ -50,13 +50,14 @@ impl Lookup<'_> {
         let is_ordered = listing.value.is_ordered();
         let (policy, mut candidates) = self.candidates(&listing.value);
         loop {
-            let wanted = policy.wanted(&candidates, self.now);
+            let wanted = policy.missing_metadata(&candidates, self.now);
             if wanted.len() > MANY && self.mode == Mode::Ask {
                 tracing::info!(repository = %self.question.repository, tags = wanted.len(), "looking into many tags");
             }
             let is_last = wanted.is_empty() || {
                 let lookups: Vec<_> = wanted.into_iter().map(|tag| self.looked_up(&policy, is_ordered, tag)).collect();
-                let found: Vec<(Tag, Option<Facts>)> = stream::iter(lookups).buffer_unordered(AT_ONCE).try_collect().await?;
+                let found: Vec<(Tag, Option<TagMetadata>)> =
+                    stream::iter(lookups).buffer_unordered(AT_ONCE).try_collect().await?;
                 !fill(&mut candidates, found)
             };
             if is_last {
@@ -75,21 +76,21 @@ impl Lookup<'_> {
         let needs_platforms = !is_dated && !listing.is_ordered();
         let policy = if needs_platforms { asked.clone().with_default_platforms(self.platforms) } else { asked.clone() };
         let candidate = |listed: &Listed| {
-            let images = vec![Built { platform: None, created: listed.created }];
-            let facts = is_dated.then(|| Facts { digest: listed.digest.clone(), images });
+            let images = vec![ImageBuild { platform: None, created: listed.created }];
+            let facts = is_dated.then(|| TagMetadata { digest: listed.digest.clone(), images });
             Candidate { tag: listed.tag.clone(), facts, position: listed.position }
         };
         (policy, listing.tags.iter().map(candidate).collect())
     }
 
-    async fn looked_up(&self, policy: &Policy, is_ordered: bool, tag: Tag) -> Result<(Tag, Option<Facts>), LookupError> {
+    async fn looked_up(&self, policy: &Policy, is_ordered: bool, tag: Tag) -> Result<(Tag, Option<TagMetadata>), LookupError> {
         let facts = self.facts(policy, is_ordered, &tag).await?;
         Ok((tag, facts))
     }
 
     /// What must be known of a tag. None if its own manifest is gone, unless it is the tag that is followed: what is missing behind a
     /// manifest that is there makes no complete answer.
-    async fn facts(&self, policy: &Policy, is_ordered: bool, tag: &Tag) -> Result<Option<Facts>, LookupError> {
+    async fn facts(&self, policy: &Policy, is_ordered: bool, tag: &Tag) -> Result<Option<TagMetadata>, LookupError> {
         let is_gone = |error: &LookupError| {
             let is_gone = error.is_gone() && !matches!(policy.strategy(), Strategy::Digest(_));
             if is_gone && self.mode == Mode::Ask {
@@ -100,7 +101,7 @@ impl Lookup<'_> {
         if !policy.reads_metadata(is_ordered) {
             return match self.handle.digest(tag, self.mode).await {
                 Err(error) if is_gone(&error) => Ok(None),
-                digest => Ok(Some(Facts { digest: Some(digest?), images: Vec::new() })),
+                digest => Ok(Some(TagMetadata { digest: Some(digest?), images: Vec::new() })),
             };
         }
         let manifest = match self.handle.manifest(&Target::Tag(tag.clone()), self.mode).await {
@@ -114,7 +115,7 @@ impl Lookup<'_> {
                 for entry in entries {
                     let Some(platform) = &entry.platform else { continue };
                     if !policy.platforms().is_empty() && policy.platforms().iter().all(|wanted| !wanted.accepts(platform)) {
-                        images.push(Built { platform: Some(platform.clone()), created: None });
+                        images.push(ImageBuild { platform: Some(platform.clone()), created: None });
                         continue;
                     }
                     let child = match self.handle.manifest(&Target::Digest(entry.digest.clone()), self.mode).await {
@@ -123,39 +124,44 @@ impl Lookup<'_> {
                         child => child?,
                     };
                     let built = self.built_for(&child, *index).await?;
-                    images.push(Built { platform: Some(platform.clone()), ..built });
+                    images.push(ImageBuild { platform: Some(platform.clone()), ..built });
                 }
             }
             Content::Other { media_type } => tracing::debug!(%tag, %media_type, "not an image"),
         }
-        Ok(Some(Facts { digest: Some(manifest.digest.clone()), images }))
+        Ok(Some(TagMetadata { digest: Some(manifest.digest.clone()), images }))
     }
 
-    async fn built_for(&self, manifest: &Manifest, index: Option<Timestamp>) -> Result<Built, LookupError> {
+    async fn built_for(&self, manifest: &Manifest, index: Option<Timestamp>) -> Result<ImageBuild, LookupError> {
         match &manifest.content {
             Content::Image { config, created } => self.built(config, *created, index).await,
-            _ => Ok(Built { platform: None, created: index }),
+            _ => Ok(ImageBuild { platform: None, created: index }),
         }
     }
 
-    async fn built(&self, config: &Blob, annotation: Option<Timestamp>, index: Option<Timestamp>) -> Result<Built, LookupError> {
+    async fn built(
+        &self,
+        config: &Blob,
+        annotation: Option<Timestamp>,
+        index: Option<Timestamp>,
+    ) -> Result<ImageBuild, LookupError> {
         Ok(dated(&*self.handle.config(config, self.mode).await?, annotation, index))
     }
 }
 
 /// When an image was built: by its configuration, unless that holds the epoch of reproducible builds and an annotation knows better.
-fn dated(config: &ImageConfig, annotation: Option<Timestamp>, index: Option<Timestamp>) -> Built {
+fn dated(config: &ImageConfig, annotation: Option<Timestamp>, index: Option<Timestamp>) -> ImageBuild {
     let epoch_ends = Timestamp::from_second(347_155_200).expect("the start of 1981 is a time");
     let created = match config.created.filter(|created| *created >= epoch_ends) {
         Some(created) => Some(created),
         None => annotation.or(index).or(config.created),
     };
-    Built { platform: config.platform.clone(), created }
+    ImageBuild { platform: config.platform.clone(), created }
 }
 
 /// Adds what was found, and removes tags that are gone. Says whether that is anything new.
-fn fill(candidates: &mut Vec<Candidate>, found: Vec<(Tag, Option<Facts>)>) -> bool {
-    let mut found: BTreeMap<Tag, Option<Facts>> = found.into_iter().collect();
+fn fill(candidates: &mut Vec<Candidate>, found: Vec<(Tag, Option<TagMetadata>)>) -> bool {
+    let mut found: BTreeMap<Tag, Option<TagMetadata>> = found.into_iter().collect();
     let mut is_new = false;
     candidates.retain_mut(|candidate| match found.remove(&candidate.tag) {
         None => true,

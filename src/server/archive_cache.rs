@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
-use crate::workspace::pack::Pack;
+use crate::workspace::archive_index::ArchiveIndex;
 
 /// How long one sender of an archive waits for another. Most archives take less than a second.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What is kept, the last used at the back.
 #[derive(Debug)]
 pub struct ArchiveCache {
-    kept: Mutex<VecDeque<(String, Arc<Pack>)>>,
+    kept: Mutex<VecDeque<(String, Arc<ArchiveIndex>)>>,
     /// One lock for each archive that is being received for the first time.
     arriving: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     archives: usize,
@@ -46,7 +46,7 @@ impl ArchiveCache {
         own(tokio::time::timeout(PATIENCE, own_lock.lock_owned()).await.ok())
     }
 
-    fn get(&self, checksum: &str) -> Option<Arc<Pack>> {
+    fn get(&self, checksum: &str) -> Option<Arc<ArchiveIndex>> {
         let mut kept = lock(&self.kept);
         let slot = kept.iter().position(|(key, _)| key == checksum)?;
         let found = kept.remove(slot)?;
@@ -55,7 +55,7 @@ impl ArchiveCache {
         Some(pack)
     }
 
-    fn put(&self, checksum: &str, pack: &Arc<Pack>) {
+    fn put(&self, checksum: &str, pack: &Arc<ArchiveIndex>) {
         if self.archives == 0 || pack.cost() > self.bytes {
             return;
         }
@@ -84,12 +84,12 @@ pub struct Slot<'a> {
 
 impl Slot<'_> {
     /// What stands there.
-    pub fn get(&self) -> Option<Arc<Pack>> {
+    pub fn get(&self) -> Option<Arc<ArchiveIndex>> {
         self.archives.get(&self.checksum)
     }
 
     /// Keeps an archive whose checksum was verified.
-    pub fn put(self, pack: &Arc<Pack>) {
+    pub fn put(self, pack: &Arc<ArchiveIndex>) {
         self.archives.put(&self.checksum, pack);
     }
 }
@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     /// A pack of one file, with what its index costs.
-    fn pack(bytes: u64) -> Arc<Pack> {
+    fn pack(bytes: u64) -> Arc<ArchiveIndex> {
         let mut builder = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes);

@@ -19,8 +19,8 @@ use super::proto::app_stream_request::Request;
 use super::proto::{AppStreamRequest, EnvEntry};
 use crate::failure::chain;
 use crate::workspace::archive::{ArchiveError, Bounds, read};
-use crate::workspace::materialise::Materialised;
-use crate::workspace::pack::Pack;
+use crate::workspace::archive_index::ArchiveIndex;
+use crate::workspace::lazy_checkout::LazyCheckout;
 use crate::workspace::{Checkout, WorkspaceError};
 
 /// Bytes that go to the thread that reads the archive at a time: Argo CD sends 1 KiB a message.
@@ -35,7 +35,7 @@ const BUFFERED: usize = 4;
 /// A request that has arrived.
 #[derive(Clone, Debug)]
 pub struct Upload {
-    pack: Arc<Pack>,
+    pack: Arc<ArchiveIndex>,
     work_dir: PathBuf,
     keep_modes: bool,
     rel_path: String,
@@ -53,7 +53,7 @@ impl Upload {
     pub fn checkout(&self) -> Result<Checkout, Status> {
         let failed = |error: io::Error| Status::internal(format!("error creating work dir: {error}"));
         let dir = tempfile::Builder::new().prefix("request-").tempdir_in(&self.work_dir).map_err(failed)?;
-        let tree = Materialised::new(Arc::clone(&self.pack), dir, self.keep_modes).map_err(failed)?;
+        let tree = LazyCheckout::new(Arc::clone(&self.pack), dir, self.keep_modes).map_err(failed)?;
         Checkout::lazy(Arc::new(tree), Path::new(&self.rel_path)).map_err(|error| match error {
             WorkspaceError::Io { .. } => Status::internal(chain(&error)),
             WorkspaceError::Missing { .. } | WorkspaceError::NoDirectory { .. } => {
@@ -157,7 +157,7 @@ impl Uploads {
 struct Reading {
     sender: mpsc::Sender<Bytes>,
     batch: BytesMut,
-    task: JoinHandle<Result<Pack, ArchiveError>>,
+    task: JoinHandle<Result<ArchiveIndex, ArchiveError>>,
 }
 
 impl Reading {
@@ -177,7 +177,7 @@ impl Reading {
         }
     }
 
-    async fn end(self) -> Result<Result<Pack, ArchiveError>, Status> {
+    async fn end(self) -> Result<Result<ArchiveIndex, ArchiveError>, Status> {
         let _ = self.sender.send(self.batch.freeze()).await;
         drop(self.sender);
         self.task.await.map_err(|error| Status::internal(format!("error reading the archive: {error}")))

@@ -1,6 +1,6 @@
 //! Reads the archive that Argo CD sends: a gzip of a tar of the checkout.
 //!
-//! Bytes go in, a [`Pack`] comes out, or an error and nothing. The tar is kept as it is, and what stands where in it: inflating and one
+//! Bytes go in, a [`ArchiveIndex`] comes out, or an error and nothing. The tar is kept as it is, and what stands where in it: inflating and one
 //! write of each byte are all that an archive costs. What Argo CD's own server accepts is accepted (`util/io/files/tar.go`):
 //! regular files, directories and links; everything else is passed over. The archive is written by tenants: no name and no link leads
 //! out of the checkout, and bytes, entries and names are bounded.
@@ -12,7 +12,7 @@ use std::ops::Range;
 use flate2::bufread::MultiGzDecoder;
 use tar::{Archive, EntryType};
 
-use super::pack::{Misplaced, Name, Pack};
+use super::archive_index::{ArchiveIndex, EntryError, Name};
 use crate::image::printable;
 
 /// What an archive may hold.
@@ -49,7 +49,7 @@ pub enum ArchiveError {
     #[error("illegal filepath in symlink: `{0}`")]
     Link(String),
     #[error("`{0}` stands in the archive as a file and as a directory")]
-    Misplaced(String),
+    EntryError(String),
     #[error("the archive holds more than {} bytes; a larger one is taken with `--max-archive-bytes`", .0.bytes)]
     TooLong(Bounds),
     #[error("the archive holds more than {} entries; more are taken with `--max-archive-entries`", .0.entries)]
@@ -71,7 +71,7 @@ pub enum ArchiveError {
 /// # Errors
 ///
 /// [`ArchiveError`].
-pub fn read(archive: impl BufRead, contents: File, bounds: Bounds) -> Result<Pack, ArchiveError> {
+pub fn read(archive: impl BufRead, contents: File, bounds: Bounds) -> Result<ArchiveIndex, ArchiveError> {
     let copy = contents.try_clone().map_err(ArchiveError::Write)?;
     let mut archive = Archive::new(Inflated::new(archive, copy, bounds));
     let pack = entries(&mut archive, contents, bounds);
@@ -82,8 +82,8 @@ pub fn read(archive: impl BufRead, contents: File, bounds: Bounds) -> Result<Pac
     }
 }
 
-fn entries(archive: &mut Archive<impl Read + Seek>, contents: File, bounds: Bounds) -> Result<Pack, ArchiveError> {
-    let mut pack = Pack::new(contents);
+fn entries(archive: &mut Archive<impl Read + Seek>, contents: File, bounds: Bounds) -> Result<ArchiveIndex, ArchiveError> {
+    let mut pack = ArchiveIndex::new(contents);
     let mut records = Records::default();
     // Raw: the crate itself would read a long name into memory, however long.
     for (number, entry) in archive.entries_with_seek().map_err(ArchiveError::Read)?.raw(true).enumerate() {
@@ -110,9 +110,9 @@ fn entries(archive: &mut Archive<impl Read + Seek>, contents: File, bounds: Boun
         let Records { name, link } = std::mem::take(&mut records);
         let name = name.unwrap_or_else(|| entry.path_bytes().into_owned());
         let misplaced = |why| match why {
-            Misplaced::NoDirectory | Misplaced::Directory => ArchiveError::Misplaced(shown(&name)),
-            Misplaced::TooFar => ArchiveError::TooFar(shown(&name)),
-            Misplaced::TooDeep => ArchiveError::TooDeep(shown(&name)),
+            EntryError::NoDirectory | EntryError::Directory => ArchiveError::EntryError(shown(&name)),
+            EntryError::TooFar => ArchiveError::TooFar(shown(&name)),
+            EntryError::TooDeep => ArchiveError::TooDeep(shown(&name)),
         };
         let place = place(&name).ok_or_else(|| ArchiveError::Name(shown(&name)))?;
         if place.is_empty() {
@@ -293,7 +293,7 @@ fn shown(name: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::pack::Entry;
+    use super::super::archive_index::Entry;
     use super::*;
     use flate2::Compression;
     use flate2::write::GzEncoder;
@@ -331,15 +331,15 @@ mod tests {
         builder.into_inner().and_then(GzEncoder::finish).expect("an archive")
     }
 
-    fn read_bytes(archive: &[u8], bounds: Bounds) -> Result<Pack, String> {
+    fn read_bytes(archive: &[u8], bounds: Bounds) -> Result<ArchiveIndex, String> {
         read(archive, tempfile::tempfile().expect("a file"), bounds).map_err(|error| error.to_string())
     }
 
-    fn packed(entries: &[Put<'_>]) -> Result<Pack, String> {
+    fn packed(entries: &[Put<'_>]) -> Result<ArchiveIndex, String> {
         read_bytes(&archive(entries), Bounds::default())
     }
 
-    fn content(pack: &Pack, name: &str) -> String {
+    fn content(pack: &ArchiveIndex, name: &str) -> String {
         let Some(Entry::File { at, bytes, .. }) = pack.get(name.as_bytes()) else { panic!("`{name}` is no file") };
         let mut text = vec![0; usize::try_from(*bytes).expect("it fits")];
         pack.read(*at, &mut text).expect("it is there");

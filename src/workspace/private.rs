@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{ANY_DEPTH, Budget, Checkout, WorkspaceError, materialise, shown};
+use super::{ANY_DEPTH, Budget, Checkout, WorkspaceError, lazy_checkout, shown};
 
 /// The directory.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ impl Workspace {
         if self.copied.iter().any(|copied| dir.starts_with(copied)) {
             return Ok(());
         }
-        checkout.materialise(dir)?;
+        checkout.extract_directory(dir)?;
         let target = self.root();
         let mut budget = Budget::default();
         fs::create_dir_all(target.join(dir)).map_err(|error| WorkspaceError::io(dir, error))?;
@@ -98,7 +98,7 @@ impl Workspace {
     ///
     /// [`WorkspaceError`], also past the bounds on files and bytes.
     pub fn copy_linked(&mut self, checkout: &Checkout, dir: &Path) -> Result<(), WorkspaceError> {
-        checkout.materialise(dir)?;
+        checkout.extract_directory(dir)?;
         let mut budget = Budget::default();
         let mut waiting = vec![dir.to_owned()];
         while let Some(dir) = waiting.pop() {
@@ -142,7 +142,7 @@ impl Workspace {
                     return Err(WorkspaceError::Outside { path: shown(&path) });
                 };
                 if !to.is_symlink() {
-                    std::os::unix::fs::symlink(materialise::way(&path, target), &to).map_err(failed)?;
+                    std::os::unix::fs::symlink(lazy_checkout::way(&path, target), &to).map_err(failed)?;
                 }
                 waiting.push(target.to_owned());
             } else if kind.is_dir() && entry.file_name() != ".git" {

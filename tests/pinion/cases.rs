@@ -15,11 +15,11 @@ use std::sync::Mutex;
 use base64::Engine as _;
 use serde_json::Value;
 
+use crate::fixtures::{copy, needs, snapshot};
 use crate::support::argocd::{self, Serving};
 use crate::support::driver::{Driver, Ran, root, tool};
 use crate::support::examples;
 use crate::support::registry::FakeRegistry;
-use crate::tree::{copy, needs, snapshot};
 
 /// Revision that every case is rendered at.
 pub const REVISION: &str = "4f0c61b2a9d84e0f8a7a1f52c3b6d7e8f9012345";

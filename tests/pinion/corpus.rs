@@ -5,10 +5,10 @@ use std::panic;
 
 use crate::support::driver::root;
 
-#[path = "../laws/archive.rs"]
+#[path = "../properties/archive.rs"]
 mod archive;
 
-#[path = "../laws/placeholder.rs"]
+#[path = "../properties/placeholder.rs"]
 mod placeholder;
 
 /// Checks every file of a target's corpus.
@@ -24,11 +24,11 @@ fn replay(target: &str, check: fn(&[u8])) {
 }
 
 #[test]
-fn every_archive_of_the_corpus_keeps_the_laws() {
+fn every_archive_of_the_corpus_keeps_the_properties() {
     replay("archive", archive::check);
 }
 
 #[test]
-fn every_text_of_the_corpus_keeps_the_laws() {
+fn every_text_of_the_corpus_keeps_the_properties() {
     replay("placeholder", placeholder::check);
 }

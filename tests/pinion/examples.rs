@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::fixtures::{copy, needs, snapshot};
 use crate::support::driver::{Driver, Ran, root};
 use crate::support::examples::{APPLICATIONS, fill, push_later};
 use crate::support::registry::FakeRegistry;
-use crate::tree::{copy, needs, snapshot};
 
 /// An example in an environment: its images before and after [`push_later`]. A digest is written `@`.
 const PROMISED: [(&str, &str, &[&str], &[&str]); 12] = [

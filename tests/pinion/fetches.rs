@@ -15,10 +15,10 @@ use pinion::egress::proxy::Proxy;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use crate::peers::peer::{Guard, Kind, Peer};
+use crate::fixtures::{copy, needs, write};
+use crate::real_registries::peer::{Guard, Kind, Peer};
 use crate::support::driver::{Driver, tool};
 use crate::support::registry::{Auth, FakeRegistry};
-use crate::tree::{copy, needs, write};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");
 

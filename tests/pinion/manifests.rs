@@ -1,8 +1,8 @@
 //! `pinion generate` and `pinion check` with Application manifests, as on a laptop or in CI.
 
+use crate::fixtures::write;
 use crate::support::driver::Driver;
 use crate::support::registry::FakeRegistry;
-use crate::tree::write;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");
 

@@ -14,9 +14,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::cases::{API_VERSIONS, environment};
+use crate::fixtures::{needs, write};
 use crate::support::driver::{Driver, tool};
 use crate::support::registry::FakeRegistry;
-use crate::tree::{needs, write};
 
 /// Files of an application, at their paths in the checkout.
 type Files<'a> = &'a [(&'a str, &'a str)];

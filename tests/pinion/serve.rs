@@ -458,7 +458,7 @@ async fn who_waits_for_a_registry_gives_its_turn_to_others() {
     until("the registry is not asked", async || fixture.registry.count(Route::Tags) > 0).await;
     let place = tempfile::tempdir().expect("a directory");
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: other}\n";
-    crate::tree::write(place.path(), &[("pod.yaml", pod)]);
+    crate::fixtures::write(place.path(), &[("pod.yaml", pod)]);
     let request = messages(&archive(place.path()), ".", &[("ARGOCD_APP_NAME".to_owned(), "other".to_owned())], 1024);
     assert!(generate(&serving, request).await.expect("manifests").contains("name: other"));
     assert!(!slow.is_finished(), "it still waits");
@@ -468,7 +468,7 @@ async fn who_waits_for_a_registry_gives_its_turn_to_others() {
 /// Each of these kept a processor for hours, took all memory, or ended the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn texts_that_are_made_to_exhaust_the_server_are_refused() {
-    if !crate::tree::needs("helm-worker") {
+    if !crate::fixtures::needs("helm-worker") {
         return;
     }
     let fixture = Fixture::new().await;
@@ -494,7 +494,7 @@ async fn texts_that_are_made_to_exhaust_the_server_are_refused() {
         (&[("Chart.yaml", chart), ("templates/a.yaml", heavy)], None, "an operator can raise `--tool-memory`"),
     ] {
         let place = tempfile::tempdir().expect("a directory");
-        crate::tree::write(place.path(), files);
+        crate::fixtures::write(place.path(), files);
         let mut variables = vec![("ARGOCD_APP_NAME".to_owned(), "web".to_owned())];
         variables.extend(more);
         let request = messages(&archive(place.path()), ".", &variables, 1 << 20);

@@ -15,9 +15,9 @@ use pinion::process::Child;
 use pinion::process::sandbox::{Level, Mode, Sandboxes};
 use pinion::process::worker::Worker;
 
+use crate::fixtures::needs;
 use crate::support::driver::{root, tool};
 use crate::support::random::Random;
-use crate::tree::needs;
 use charts::{Chart, generated, of_the_repository, suspects};
 
 /// Standard error that Pinion keeps.

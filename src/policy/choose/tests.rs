@@ -32,9 +32,9 @@ pub(super) const NOW: Timestamp = Timestamp::constant(1000 * 3600, 0);
 pub(super) fn built(name: &str, images: &[&str]) -> Candidate {
     let image = |text: &&str| {
         let (platform, hours) = text.split_once('@').expect(text);
-        Built { platform: platform.parse().ok(), created: hours.parse().ok().map(at) }
+        ImageBuild { platform: platform.parse().ok(), created: hours.parse().ok().map(at) }
     };
-    let facts = Facts { digest: Some(Digest::of(name.as_bytes())), images: images.iter().map(image).collect() };
+    let facts = TagMetadata { digest: Some(Digest::of(name.as_bytes())), images: images.iter().map(image).collect() };
     Candidate { tag: tag(name), facts: Some(facts), position: None }
 }
 
@@ -71,8 +71,8 @@ fn strategies_pick_by_name() {
 #[test]
 fn the_digest_strategy_needs_the_digest_of_its_tag() {
     let policy = policy("digest", "latest");
-    assert_eq!(policy.wanted(&bare(&["1.0", "latest"]), NOW), [tag("latest")]);
-    assert_eq!(policy.wanted(&bare(&["1.0"]), NOW), []);
+    assert_eq!(policy.missing_metadata(&bare(&["1.0", "latest"]), NOW), [tag("latest")]);
+    assert_eq!(policy.missing_metadata(&bare(&["1.0"]), NOW), []);
     let found = policy.select(&[built("1.0", &[]), built("latest", &[])], NOW).expect("a selection");
     assert_eq!((found.tag, found.digest), (tag("latest"), Some(Digest::of(b"latest"))));
     assert_eq!(winner(&policy, &bare(&["1.0"])), "no permitted tag: 1 tag, 1 other than `latest`");
@@ -81,13 +81,13 @@ fn the_digest_strategy_needs_the_digest_of_its_tag() {
 #[test]
 fn with_digest_asks_about_the_winner_alone() {
     let policy = with("semver", "", |settings| settings.with_digest = true);
-    assert_eq!(policy.wanted(&bare(&["1.0", "1.1"]), NOW), [tag("1.1")]);
+    assert_eq!(policy.missing_metadata(&bare(&["1.0", "1.1"]), NOW), [tag("1.1")]);
     assert_eq!(policy.select(&bare(&["1.0", "1.1"]), NOW).expect_err("missing").missing, [tag("1.1")]);
     let known = [bare(&["1.0"]), vec![built("1.1", &[])]].concat();
-    assert_eq!(policy.wanted(&known, NOW), []);
+    assert_eq!(policy.missing_metadata(&known, NOW), []);
     assert_eq!(policy.select(&known, NOW).expect("a selection").digest, Some(Digest::of(b"1.1")));
-    let undigested = [Candidate { tag: tag("1.1"), facts: Some(Facts { digest: None, images: vec![] }), position: None }];
-    assert_eq!(policy.wanted(&undigested, NOW), [tag("1.1")]);
+    let undigested = [Candidate { tag: tag("1.1"), facts: Some(TagMetadata { digest: None, images: vec![] }), position: None }];
+    assert_eq!(policy.missing_metadata(&undigested, NOW), [tag("1.1")]);
     assert!(policy.select(&undigested, NOW).is_err());
 }
 
@@ -95,7 +95,7 @@ fn with_digest_asks_about_the_winner_alone() {
 fn newest_build_asks_about_all_that_is_left() {
     let policy = with("newest-build", "", |settings| settings.allow_tags = Some("^main-".into()));
     let candidates = [bare(&["main-a", "main-b", "dev"]), vec![built("main-c", &["linux/amd64@5"])]].concat();
-    assert_eq!(policy.wanted(&candidates, NOW), [tag("main-b"), tag("main-a")]);
+    assert_eq!(policy.missing_metadata(&candidates, NOW), [tag("main-b"), tag("main-a")]);
     assert_eq!(
         policy.select(&candidates, NOW).expect_err("missing").to_string(),
         "nothing is known about 2 tags, such as `main-b`"
@@ -137,7 +137,7 @@ fn a_position_stands_for_the_time_of_building() {
     ] {
         let mut candidates = listed(bare(&tags));
         for _ in 0..2 {
-            assert_eq!(policy.wanted(&candidates, NOW), [], "{policy}");
+            assert_eq!(policy.missing_metadata(&candidates, NOW), [], "{policy}");
             let found = policy.select(&candidates, NOW).expect("a selection");
             assert_eq!((found.tag, found.created, found.funnel.by_position), (tag(picked), None, is_ranked), "{policy}");
             candidates.reverse();
@@ -145,7 +145,7 @@ fn a_position_stands_for_the_time_of_building() {
     }
     let same = [("a", 1), ("b", 1), ("c", 0)].map(|(name, at)| Candidate { position: Some(at), ..bare(&[name]).remove(0) });
     assert_eq!(winner(&policy("newest-build", ""), &same), "b");
-    assert_eq!(policy("digest", "dev").wanted(&listed(bare(&tags)), NOW), [tag("dev")]);
+    assert_eq!(policy("digest", "dev").missing_metadata(&listed(bare(&tags)), NOW), [tag("dev")]);
 }
 
 /// What the registry's order does not tell is read, from the newest down.
@@ -153,10 +153,10 @@ fn a_position_stands_for_the_time_of_building() {
 fn a_position_stands_for_nothing_else() {
     let arm = with("newest-build", "", |settings| settings.platforms = vec!["linux/arm64".into()]);
     let mut candidates = listed(bare(&["f", "e", "d", "c", "b", "a"]));
-    assert_eq!(arm.wanted(&candidates, NOW), ["a", "b", "c", "d"].map(tag));
+    assert_eq!(arm.missing_metadata(&candidates, NOW), ["a", "b", "c", "d"].map(tag));
     candidates =
         listed([bare(&["f", "e", "d"]), vec![built("c", &["linux/arm64@?"]), built("b", &[]), built("a", &[])]].concat());
-    assert_eq!(arm.wanted(&candidates, NOW), []);
+    assert_eq!(arm.missing_metadata(&candidates, NOW), []);
     let found = arm.select(&candidates, NOW).expect("a selection");
     assert_eq!((found.tag, found.next, found.funnel.permitted), (tag("c"), Some(tag("d")), 4));
     assert_eq!(found.funnel.to_string(), "6 tags, 2 not built for `linux/arm64`");
@@ -164,12 +164,12 @@ fn a_position_stands_for_nothing_else() {
     let aged = with("newest-build", "", |settings| settings.min_age = Some("2h".into()));
     let dated = [("old", "?@1"), ("older", "?@0"), ("undated", "?@?"), ("young", "?@999")];
     let candidates = listed(dated.iter().map(|(name, image)| built(name, &[image])).collect());
-    assert_eq!(aged.wanted(&listed(bare(&["1", "2"])), NOW), ["2", "1"].map(tag));
+    assert_eq!(aged.missing_metadata(&listed(bare(&["1", "2"])), NOW), ["2", "1"].map(tag));
     let found = aged.select(&candidates, NOW).expect("a selection");
     assert_eq!((found.tag, found.created), (tag("older"), Some(at(0))), "the registry's order, and not the dates");
 
     let pinned = with("newest-build", "", |settings| settings.with_digest = true);
-    assert_eq!(pinned.wanted(&listed(bare(&["1", "2"])), NOW), [tag("2")]);
+    assert_eq!(pinned.missing_metadata(&listed(bare(&["1", "2"])), NOW), [tag("2")]);
     let metadata = [&arm, &aged, &pinned].map(|policy| (policy.reads_metadata(false), policy.reads_metadata(true)));
     assert_eq!(metadata, [(true, true), (true, true), (true, false)]);
 }
@@ -178,13 +178,13 @@ fn a_position_stands_for_nothing_else() {
 fn candidates_are_checked_from_the_best_down() {
     let policy = with("semver", "", |settings| settings.platforms = vec!["linux/arm64".into()]);
     let mut candidates = bare(&["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"]);
-    assert_eq!(policy.wanted(&candidates, NOW), ["1.5", "1.4", "1.3", "1.2"].map(tag));
+    assert_eq!(policy.missing_metadata(&candidates, NOW), ["1.5", "1.4", "1.3", "1.2"].map(tag));
     candidates[5] = built("1.5", &["linux/amd64@1"]);
     candidates[3] = built("1.3", &["linux/arm64@1"]);
-    assert_eq!(policy.wanted(&candidates, NOW), [tag("1.4")]);
+    assert_eq!(policy.missing_metadata(&candidates, NOW), [tag("1.4")]);
     assert_eq!(winner(&policy, &candidates), "nothing is known about `1.4`");
     candidates[4] = built("1.4", &["linux/amd64@1"]);
-    assert_eq!(policy.wanted(&candidates, NOW), []);
+    assert_eq!(policy.missing_metadata(&candidates, NOW), []);
     let found = policy.select(&candidates, NOW).expect("a selection");
     assert_eq!((found.tag, found.next), (tag("1.3"), Some(tag("1.2"))));
     assert_eq!(found.funnel.to_string(), "6 tags, 2 not built for `linux/arm64`");

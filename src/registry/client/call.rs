@@ -8,7 +8,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::connection::{Connection, Reply, Request};
-use super::session::{Purpose, Session};
+use super::session::{AuthContext, Session};
 use crate::image::printable;
 use crate::registry::auth::Challenge;
 use crate::registry::config::authority;
@@ -38,7 +38,7 @@ pub struct Call {
 
 /// What is asked for, which decides where redirects may lead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum RedirectPolicy {
     /// Blobs are kept in object stores; what comes from there is checked against its digest.
     Blob,
     /// Nothing else is redirected, except by registries known to do so.
@@ -54,43 +54,43 @@ impl Call {
         url
     }
 
-    /// Asks, with the proof that the registry wants. Replies with 401 and 403 are errors, all other statuses are the caller's.
-    pub async fn ask(&self, mut request: Request, kind: Kind) -> Result<Reply, RegistryError> {
+    /// Asks, with the authorization that the registry wants. Replies with 401 and 403 are errors, all other statuses are the caller's.
+    pub async fn ask(&self, mut request: Request, redirects: RedirectPolicy) -> Result<Reply, RegistryError> {
         let connection = &self.connection;
-        let purpose = Purpose { repository: &self.repository, scope: &self.scope, deadline: self.deadline };
-        let mut proof = self.session.prove(connection, &purpose, None).await?;
+        let context = AuthContext { repository: &self.repository, scope: &self.scope, deadline: self.deadline };
+        let mut authorization = self.session.authorize(connection, &context, None).await?;
         let mut refreshed = false;
         loop {
-            request.authorization = proof.as_ref().map(|proof| proof.header.clone());
+            request.authorization = authorization.as_ref().map(|authorization| authorization.header.clone());
             let reply = connection.exchange(&request, self.deadline).await?;
             if !matches!(reply.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
-                return self.follow(reply, &request, kind).await;
+                return self.follow(reply, &request, redirects).await;
             }
             if reply.status == StatusCode::UNAUTHORIZED
                 && let Some(challenge) = Challenge::read(&reply.headers, &connection.endpoint)?
             {
                 self.session.learn(challenge);
             }
-            proof = match proof {
+            authorization = match authorization {
                 // The registry asks for the first time.
                 None if reply.status == StatusCode::UNAUTHORIZED && !refreshed => {
-                    self.session.prove(connection, &purpose, None).await?
+                    self.session.authorize(connection, &context, None).await?
                 }
                 // Something that we kept is refused: perhaps it has expired, or the password was changed.
                 Some(refused) if !refused.fresh && !refreshed => {
                     refreshed = true;
-                    self.session.prove(connection, &purpose, Some(refused.number)).await?
+                    self.session.authorize(connection, &context, Some(refused.number)).await?
                 }
                 _ => None,
             };
-            if proof.is_none() {
+            if authorization.is_none() {
                 return Err(self.session.denied(&self.repository));
             }
         }
     }
 
     /// Follows redirects where they may be followed, without authorisation.
-    async fn follow(&self, mut reply: Reply, request: &Request, kind: Kind) -> Result<Reply, RegistryError> {
+    async fn follow(&self, mut reply: Reply, request: &Request, redirects: RedirectPolicy) -> Result<Reply, RegistryError> {
         let mut at = request.url.clone();
         for _ in 0..HOPS {
             if !is_redirect(reply.status) {
@@ -99,7 +99,7 @@ impl Call {
             let refused = redirected(&reply, &at);
             let location = reply.headers.get(LOCATION).and_then(|value| value.to_str().ok()).and_then(|text| at.join(text).ok());
             at = match location {
-                Some(location) if kind == Kind::Blob || self.is_redirector(&location) => location,
+                Some(location) if redirects == RedirectPolicy::Blob || self.is_redirector(&location) => location,
                 _ => return Err(refused),
             };
             self.connection.check(&at).await?;
@@ -116,8 +116,8 @@ impl Call {
     }
 
     /// Asks, and takes anything but a good answer for an error. `what` names the thing that 404 is about.
-    pub async fn require(&self, request: Request, kind: Kind, what: String) -> Result<Reply, RegistryError> {
-        let reply = self.ask(request, kind).await?;
+    pub async fn require(&self, request: Request, redirects: RedirectPolicy, what: String) -> Result<Reply, RegistryError> {
+        let reply = self.ask(request, redirects).await?;
         if reply.status.is_success() { Ok(reply) } else { Err(self.refusal(&reply, what)) }
     }
 

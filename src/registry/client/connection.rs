@@ -1,4 +1,4 @@
-//! Sending one request to one registry: guard, pace, retries, bounded bodies.
+//! Sending one request to one registry: guard, rate, retries, bounded bodies.
 //!
 //! A [`Request`] goes in, a [`Reply`] of whatever status comes out; what 401 and 404 mean is decided elsewhere. Nothing is sent that has
 //! not passed the guard, and redirects are never followed here.
@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::Limits;
-use super::pace::{Pace, backoff, retry_after};
+use super::rate_limit::{RateLimiter, backoff, retry_after};
 use super::session::Session;
 use crate::egress::fetch::{cause, install_provider};
 use crate::egress::{Addresses, Guard, Refusal};
@@ -69,9 +69,9 @@ pub struct Connection {
     pub endpoint: Arc<Endpoint>,
     guard: Guard,
     limits: Arc<Limits>,
-    /// Built when first needed: a registry over plain http never loads the system's certificates.
+    /// ImageBuild when first needed: a registry over plain http never loads the system's certificates.
     clients: Mutex<HashMap<(Kind, Addresses), reqwest::Client>>,
-    pace: Pace,
+    rate: RateLimiter,
     permits: Semaphore,
     sessions: Mutex<HashMap<String, Arc<Session>>>,
 }
@@ -82,7 +82,7 @@ impl Connection {
         let plain = endpoint.declared && endpoint.api_url.scheme() == "http";
         Self {
             guard: Guard::new(Arc::clone(&limits.egress), own.into_iter().flatten(), plain),
-            pace: Pace::new(endpoint.limit),
+            rate: RateLimiter::new(endpoint.limit),
             permits: Semaphore::new(limits.concurrency.max(1)),
             clients: Mutex::default(),
             sessions: Mutex::default(),
@@ -127,7 +127,7 @@ impl Connection {
         let client = self.client(&request.url, which)?;
         let mut attempt = 1;
         loop {
-            if !self.pace.turn(deadline).await {
+            if !self.rate.acquire(deadline).await {
                 return Err(RegistryError::Limited { registry, retry_after: None });
             }
             let permit = self.permits.acquire().await.expect("the semaphore is never closed");

@@ -18,7 +18,7 @@ use reqwest::header::{HeaderMap, LINK};
 use reqwest::{StatusCode, Url};
 
 use super::Limits;
-use super::call::{Call, Kind};
+use super::call::{Call, RedirectPolicy};
 use super::connection::Reply;
 use crate::image::Tag;
 use crate::registry::config::TagOrder;
@@ -150,7 +150,7 @@ impl<'a> Pages<'a> {
         if !cursor.is_empty() {
             request.url.query_pairs_mut().extend_pairs(cursor);
         }
-        self.call.ask(request, Kind::Other).await
+        self.call.ask(request, RedirectPolicy::Other).await
     }
 
     /// Adds a page to the list.

@@ -1,7 +1,7 @@
 //! What we hold of one credential at one registry: the scheme it asks for, the credential, its tokens.
 //!
 //! Whoever needs a token while another call fetches it waits for that one. Every credential and token has a number, so that a call
-//! whose proof was refused throws away that proof and not the new one that another call has just fetched.
+//! whose authorization was refused throws away that authorization and not the new one that another call has just fetched.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::connection::{Connection, Request};
 use crate::registry::auth::{Challenge, Token};
 use crate::registry::config::authority;
-use crate::registry::credential::provider::{Found, Origin};
+use crate::registry::credential::provider::{CredentialSource, Found};
 use crate::registry::credential::{Credential, basic};
 use crate::registry::error::{Because, RegistryError};
 
@@ -29,7 +29,7 @@ const TOKENS: usize = 10_000;
 pub struct Session {
     /// The credential's name, without secrets.
     pub identity: String,
-    pub origin: Origin,
+    pub origin: CredentialSource,
     /// What the registry asked for last; [`None`] until it asks.
     scheme: Mutex<Option<Challenge>>,
     credential: tokio::sync::Mutex<Option<Held>>,
@@ -56,16 +56,16 @@ struct HeldToken {
 
 /// What goes with a request.
 #[derive(Debug)]
-pub struct Proof {
+pub struct Authorization {
     pub header: HeaderValue,
     pub number: u64,
     /// Was all of it fetched for this very request? Then asking again is no use.
     pub fresh: bool,
 }
 
-/// What a proof is wanted for.
+/// What a authorization is wanted for.
 #[derive(Debug)]
-pub struct Purpose<'a> {
+pub struct AuthContext<'a> {
     /// For messages.
     pub repository: &'a str,
     /// For tokens.
@@ -95,18 +95,18 @@ impl Session {
     }
 
     /// What goes with the next request: [`None`] if the registry has not asked for anything, or asks for Basic and there is no
-    /// credential. `rejected` is the proof that the registry has just refused.
-    pub async fn prove(
+    /// credential. `rejected` is the authorization that the registry has just refused.
+    pub async fn authorize(
         &self,
         at: &Connection,
-        purpose: &Purpose<'_>,
+        context: &AuthContext<'_>,
         rejected: Option<u64>,
-    ) -> Result<Option<Proof>, RegistryError> {
+    ) -> Result<Option<Authorization>, RegistryError> {
         let scheme = self.scheme.lock().unwrap_or_else(PoisonError::into_inner).clone();
         match scheme {
             None => {
                 // A credential that can't be read is an error even where nobody asks for it: whoever names one wants it used.
-                if let Origin::Unusable(_) = self.origin {
+                if let CredentialSource::Unusable(_) = self.origin {
                     self.origin.read(&self.identity).await?;
                 }
                 Ok(None)
@@ -116,7 +116,7 @@ impl Session {
                 match &held.credential {
                     None => Ok(None),
                     Some(Credential::Password { user, password }) => {
-                        Ok(Some(Proof { header: basic(user, password), number: held.number, fresh }))
+                        Ok(Some(Authorization { header: basic(user, password), number: held.number, fresh }))
                     }
                     Some(Credential::IdentityToken(_)) => Err(RegistryError::Credentials {
                         credential: self.identity.clone(),
@@ -125,7 +125,7 @@ impl Session {
                 }
             }
             Some(Challenge::Bearer { realm, service }) => {
-                self.token(at, purpose, rejected, &realm, service.as_deref()).await.map(Some)
+                self.token(at, context, rejected, &realm, service.as_deref()).await.map(Some)
             }
         }
     }
@@ -147,28 +147,28 @@ impl Session {
     async fn token(
         &self,
         at: &Connection,
-        purpose: &Purpose<'_>,
+        context: &AuthContext<'_>,
         rejected: Option<u64>,
         realm: &Url,
         service: Option<&str>,
-    ) -> Result<Proof, RegistryError> {
-        let slot = self.slot(purpose.scope);
+    ) -> Result<Authorization, RegistryError> {
+        let slot = self.slot(context.scope);
         let mut slot = slot.lock().await;
         let mut rejected_credential = None;
         if let Some(held) = &*slot {
             if rejected == Some(held.number) {
                 rejected_credential = Some(held.credential);
             } else if Instant::now() < held.until {
-                return Ok(Proof { header: held.token.header.clone(), number: held.number, fresh: false });
+                return Ok(Authorization { header: held.token.header.clone(), number: held.number, fresh: false });
             }
         }
         *slot = None;
         let (mut credential, mut fresh) = self.credential(at, rejected_credential).await?;
-        let token = match self.fetch(at, purpose, &credential, realm, service).await {
+        let token = match self.fetch(at, context, &credential, realm, service).await {
             // The token service refuses a credential that we read a while ago: perhaps it was changed since.
             Err(RegistryError::Denied { .. }) if !fresh && credential.credential.is_some() => {
                 (credential, fresh) = self.credential(at, Some(credential.number)).await?;
-                self.fetch(at, purpose, &credential, realm, service).await?
+                self.fetch(at, context, &credential, realm, service).await?
             }
             outcome => outcome?,
         };
@@ -177,7 +177,7 @@ impl Session {
         let until = Instant::now() + token.usable;
         *slot = Some(HeldToken { token, number, credential: credential.number, until });
         // An anonymous token can't become better by reading nothing again.
-        Ok(Proof { header, number, fresh: fresh || credential.credential.is_none() })
+        Ok(Authorization { header, number, fresh: fresh || credential.credential.is_none() })
     }
 
     /// The place of one scope's token.
@@ -199,16 +199,16 @@ impl Session {
     async fn fetch(
         &self,
         at: &Connection,
-        purpose: &Purpose<'_>,
+        context: &AuthContext<'_>,
         held: &Held,
         realm: &Url,
         service: Option<&str>,
     ) -> Result<Token, RegistryError> {
         let mut request = Request::get(realm.clone(), TOKEN_BODY);
-        let parameters = service.map(|service| ("service", service)).into_iter().chain([("scope", purpose.scope)]);
+        let parameters = service.map(|service| ("service", service)).into_iter().chain([("scope", context.scope)]);
         if let Some(Credential::IdentityToken(token)) = &held.credential {
             request.method = Method::POST;
-            let fixed = [("grant_type", "refresh_token"), ("client_id", "pinion"), ("refresh_token", token.reveal())];
+            let fixed = [("grant_type", "refresh_token"), ("client_id", "pinion"), ("refresh_token", token.extract())];
             request.form = Some(encode(parameters.chain(fixed)));
         } else {
             request.url.query_pairs_mut().extend_pairs(parameters);
@@ -217,13 +217,13 @@ impl Session {
             }
         }
         at.check(realm).await?;
-        let reply = at.exchange(&request, purpose.deadline).await?;
+        let reply = at.exchange(&request, context.deadline).await?;
         let malformed = |text: String| RegistryError::Malformed { registry: authority(realm), source: Because::cause(text) };
         match reply.status.as_u16() {
             200..=299 => Token::read(&reply.body).map_err(|text| malformed(text.to_owned())),
-            401 | 403 => Err(self.denied(purpose.repository)),
+            401 | 403 => Err(self.denied(context.repository)),
             // What OAuth2 says of a refresh token that it doesn't know (RFC 6749 §5.2).
-            400 if request.method == Method::POST => Err(self.denied(purpose.repository)),
+            400 if request.method == Method::POST => Err(self.denied(context.repository)),
             300..=399 => Err(super::call::redirected(&reply, realm)),
             status => Err(malformed(format!("the token service answered {status}"))),
         }

@@ -1,6 +1,6 @@
 //! Which credential asks: the one place where repositories, applications and the operator's settings meet.
 //!
-//! An application's own source goes before the operator's, `registries.conf` before docker's `config.json`. The answer is an [`Origin`], of
+//! An application's own source goes before the operator's, `registries.conf` before docker's `config.json`. The answer is an [`CredentialSource`], of
 //! which the credential is read when a registry asks for it.
 
 use std::sync::Arc;
@@ -29,12 +29,12 @@ pub struct Found {
     /// Stable and free of secrets: `anonymous`, `env:GHCR`, `docker-config:ghcr.io`. An application's own has `application/` before it, so
     /// that it never meets what the operator's read. `unusable` where there is a credential that cannot be read.
     pub identity: String,
-    pub origin: Origin,
+    pub origin: CredentialSource,
 }
 
 /// Where a credential comes from.
 #[derive(Clone, Debug)]
-pub enum Origin {
+pub enum CredentialSource {
     Anonymous,
     /// A source of `registries.conf`, or of an application.
     Source {
@@ -50,7 +50,7 @@ pub enum Origin {
     Unusable(Cause),
 }
 
-impl PartialEq for Origin {
+impl PartialEq for CredentialSource {
     /// Would they yield the same credential? A login that changed in docker's file is another.
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -62,7 +62,7 @@ impl PartialEq for Origin {
     }
 }
 
-impl Origin {
+impl CredentialSource {
     /// Reads the credential anew. [`None`] is anonymous.
     pub async fn read(&self, identity: &str) -> Result<Option<Credential>, RegistryError> {
         let failed = |source| RegistryError::Credentials { credential: identity.to_owned(), source };
@@ -81,26 +81,29 @@ impl CredentialProvider {
         let found = |identity: &str, origin| Found { identity: identity.to_owned(), origin };
         let helpers = || Helpers { hidden: config.credential_variables(), sandboxes: self.sandboxes.clone() };
         match access {
-            Access::Anonymous => return found("anonymous", Origin::Anonymous),
-            Access::Unusable(error) => return found("application/unusable", Origin::Unusable(Arc::new(*error))),
+            Access::Anonymous => return found("anonymous", CredentialSource::Anonymous),
+            Access::Unusable(error) => return found("application/unusable", CredentialSource::Unusable(Arc::new(*error))),
             Access::Application(source) if source.is_of_the_operator() && !self.permits_operator_sources => {
-                return found(&format!("application/{source}"), Origin::Unusable(Because::cause(NOT_PERMITTED)));
+                return found(&format!("application/{source}"), CredentialSource::Unusable(Because::cause(NOT_PERMITTED)));
             }
             Access::Application(source) => {
-                return found(&format!("application/{source}"), Origin::Source { source: source.clone(), helpers: helpers() });
+                return found(
+                    &format!("application/{source}"),
+                    CredentialSource::Source { source: source.clone(), helpers: helpers() },
+                );
             }
             Access::Operator => {}
         }
         if let Some(source) = &route.endpoint.credentials {
-            return found(&source.to_string(), Origin::Source { source: source.clone(), helpers: helpers() });
+            return found(&source.to_string(), CredentialSource::Source { source: source.clone(), helpers: helpers() });
         }
         let host = route.endpoint.authority();
         // An address with a path is a registry within a host; its logins may be stored with that path.
         let path = format!("{}/{}", route.endpoint.api_url.path().trim_matches('/'), route.path);
         match self.docker.find(&host, path.trim_start_matches('/')) {
-            Ok(None) => found("anonymous", Origin::Anonymous),
-            Ok(Some(login)) => found(&login.identity(), Origin::Docker { login, helpers: helpers() }),
-            Err(cause) => found("docker-config:unusable", Origin::Unusable(cause)),
+            Ok(None) => found("anonymous", CredentialSource::Anonymous),
+            Ok(Some(login)) => found(&login.identity(), CredentialSource::Docker { login, helpers: helpers() }),
+            Err(cause) => found("docker-config:unusable", CredentialSource::Unusable(cause)),
         }
     }
 }

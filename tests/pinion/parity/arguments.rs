@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::{array, map, string};
 use crate::cases::environment;
+use crate::fixtures::write;
 use crate::support::driver::Driver;
 use crate::support::registry::FakeRegistry;
-use crate::tree::write;
 
 /// Appends arguments (one a line, after `run`) and the names of its variables to files, and prints a manifest.
 const SCRIPT: &str = "#!/bin/sh

@@ -1,10 +1,10 @@
 //! The examples, with their placeholders replaced by hand, against the tool that renders them.
 
 use super::{assert_same, has_tools, native};
+use crate::fixtures::copy;
 use crate::support::driver::{Driver, root};
 use crate::support::examples::{APPLICATIONS, fill};
 use crate::support::registry::FakeRegistry;
-use crate::tree::copy;
 
 /// What the placeholders of the examples become with the tags of `registry.json`.
 const TAGS: [(&str, &str); 9] = [

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Files, api_versions, array, assert_same, has_tools, map, native, pinion, string};
-use crate::tree::write;
+use crate::fixtures::write;
 
 const CHART: (&str, &str) = ("Chart.yaml", "apiVersion: v2\nname: chart\nversion: 1.2.3\nappVersion: \"4\"\n");
 

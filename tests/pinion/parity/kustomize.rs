@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Files, array, assert_same, has_tools, map, native, pinion, string};
-use crate::tree::write;
+use crate::fixtures::write;
 
 const DEPLOYMENT: &str = "\
 apiVersion: apps/v1

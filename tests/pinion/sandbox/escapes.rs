@@ -15,10 +15,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::{is_whole, level};
+use crate::fixtures::{needs, write};
 use crate::support::argocd::{self, Serving};
 use crate::support::driver::{Driver, tool};
 use crate::support::registry::FakeRegistry;
-use crate::tree::{needs, write};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");
 

@@ -11,9 +11,9 @@ use std::process::{Child, Command};
 use pinion::process::sandbox::Level;
 
 use super::{is_whole, level};
+use crate::fixtures::write;
 use crate::support::driver::{Driver, root, until};
 use crate::support::registry::FakeRegistry;
-use crate::tree::write;
 
 /// The program, where it was built before: a container has no compiler's directory to write to.
 pub const PROGRAM: &str = "PINION_TEST_HOSTILE";

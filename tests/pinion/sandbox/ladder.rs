@@ -9,8 +9,8 @@ use std::process::Command;
 use pinion::process::sandbox::Level;
 
 use super::{ABI, WITHOUT_SECCOMP, hostile};
+use crate::fixtures::needs;
 use crate::support::driver::{root, tool};
-use crate::tree::needs;
 
 /// Is this process in the container already?
 const INSIDE: &str = "PINION_TEST_INSIDE";

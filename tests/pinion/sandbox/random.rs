@@ -14,11 +14,11 @@ use serde_json::json;
 
 use super::escapes::{SECRET, Witnesses};
 use super::level;
+use crate::fixtures::needs;
 use crate::support::argocd::{self, Serving};
 use crate::support::driver::{Driver, tool};
 use crate::support::random::Random;
 use crate::support::registry::FakeRegistry;
-use crate::tree::needs;
 
 /// Applications of a test run.
 const FEW: usize = 300;

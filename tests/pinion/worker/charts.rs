@@ -3,9 +3,9 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use crate::fixtures::write;
 use crate::support::driver::root;
 use crate::support::random::Random;
-use crate::tree::write;
 
 /// A `helm template`.
 #[derive(Clone, Debug)]

@@ -14,10 +14,10 @@ use tempfile::TempDir;
 
 use super::charts::Chart;
 use super::{child, open_sandboxes, worker_program};
+use crate::fixtures::write;
 use crate::support::argocd::{self, Serving};
 use crate::support::driver::{Driver, until};
 use crate::support::registry::FakeRegistry;
-use crate::tree::write;
 
 /// A chart and a `helm` of its own, so that its processes are told from those of other tests.
 struct Fixture {

@@ -25,8 +25,8 @@ use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use pinion::workspace::archive::{Bounds, read};
-use pinion::workspace::materialise::Materialised;
-use pinion::workspace::pack::{Entry, Pack};
+use pinion::workspace::archive_index::{ArchiveIndex, Entry};
+use pinion::workspace::lazy_checkout::LazyCheckout;
 use tar::{Archive, EntryType, Header};
 use tempfile::TempDir;
 
@@ -60,9 +60,9 @@ pub fn check(input: &[u8]) {
 }
 
 /// Everything on disk is what the pack says, and nothing leads out; a part of it looks as it does in the whole.
-fn on_disk(pack: &Arc<Pack>, outside: &Outside) {
+fn on_disk(pack: &Arc<ArchiveIndex>, outside: &Outside) {
     let whole = outside.tree(pack);
-    if let Err(error) = whole.reveal_all(Path::new("")) {
+    if let Err(error) = whole.extract_tree(Path::new("")) {
         return assert!(error.kind() == io::ErrorKind::InvalidFilename && has_long_names(pack, whole.root()), "{error}");
     }
     let names: Vec<&[u8]> = pack.below(b"").map(|(name, _)| name).collect();
@@ -92,12 +92,12 @@ fn on_disk(pack: &Arc<Pack>, outside: &Outside) {
     let is_directory = |name: &&&[u8]| pack.get(name) == Some(&Entry::Directory);
     let part = outside.tree(pack);
     for directory in [names.iter().find(is_directory), names.iter().rfind(is_directory)].into_iter().flatten() {
-        part.reveal_all(Path::new(OsStr::from_bytes(directory))).expect("as the whole");
+        part.extract_tree(Path::new(OsStr::from_bytes(directory))).expect("as the whole");
         for (name, entry) in pack.below(directory) {
             let place = found(&part, name);
             assert_eq!(place, found(&whole, name), "{:?} in a part", at(part.root(), name));
             if let (Some(place), Entry::Link { .. }) = (place, entry) {
-                let behind = |tree: &Materialised| listed(&at(tree.root(), &place));
+                let behind = |tree: &LazyCheckout| listed(&at(tree.root(), &place));
                 assert!(
                     !at(part.root(), &place).is_dir() || behind(&part) == behind(&whole),
                     "behind {:?}",
@@ -108,21 +108,21 @@ fn on_disk(pack: &Arc<Pack>, outside: &Outside) {
     }
     let one = outside.tree(pack);
     for name in names.iter().rev().take(4) {
-        one.reveal(Path::new(OsStr::from_bytes(name))).expect("as the whole");
+        one.extract(Path::new(OsStr::from_bytes(name))).expect("as the whole");
         assert_eq!(found(&one, name), found(&whole, name), "{:?} alone", at(one.root(), name));
     }
-    part.reveal_all(Path::new("")).expect("as the whole");
+    part.extract_tree(Path::new("")).expect("as the whole");
     assert_eq!(part.digest(), whole.digest(), "the order of reading shows");
 }
 
 /// The pack goes where Linux goes.
-fn leads_alike(pack: &Pack, whole: &Materialised, path: &[u8]) {
+fn leads_alike(pack: &ArchiveIndex, whole: &LazyCheckout, path: &[u8]) {
     let followed = pack.follow(path, &mut |_, _| Ok(())).expect("no disk is used");
     assert_eq!(followed.map(<[u8]>::into_vec), found(whole, path), "{:?}", at(whole.root(), path));
 }
 
 /// Where a path leads on disk, from the root.
-fn found(tree: &Materialised, path: &[u8]) -> Option<Vec<u8>> {
+fn found(tree: &LazyCheckout, path: &[u8]) -> Option<Vec<u8>> {
     let real = fs::canonicalize(at(tree.root(), path)).ok()?;
     let inside = real.strip_prefix(tree.root()).unwrap_or_else(|_| panic!("{:?} leads out to {real:?}", at(tree.root(), path)));
     Some(inside.as_os_str().as_bytes().to_vec())
@@ -149,7 +149,7 @@ fn listed(directory: &Path) -> BTreeSet<Vec<u8>> {
     names
 }
 
-fn content(pack: &Pack, entry: &Entry) -> Vec<u8> {
+fn content(pack: &ArchiveIndex, entry: &Entry) -> Vec<u8> {
     let Entry::File { at, bytes, .. } = entry else { panic!("{entry:?} is no file") };
     let mut content = vec![0; usize::try_from(*bytes).expect("bounded")];
     pack.read(*at, &mut content).expect("it is there");
@@ -157,7 +157,7 @@ fn content(pack: &Pack, entry: &Entry) -> Vec<u8> {
 }
 
 /// Does anything go beyond what Linux takes as a name or a path?
-fn has_long_names(pack: &Pack, root: &Path) -> bool {
+fn has_long_names(pack: &ArchiveIndex, root: &Path) -> bool {
     let is_long = |name: &[u8]| name.split(|byte| *byte == b'/').any(|part| part.len() > 255);
     let room = 4095 - root.as_os_str().len() - 1;
     pack.below(b"").any(|(name, entry)| match entry {
@@ -168,7 +168,7 @@ fn has_long_names(pack: &Pack, root: &Path) -> bool {
 }
 
 /// Files and directories are those that the tar crate's own reading finds.
-fn as_others_read_it(pack: &Pack, tar: &[u8]) {
+fn as_others_read_it(pack: &ArchiveIndex, tar: &[u8]) {
     let Some(entries) = independently(tar) else { return };
     let files = pack.below(b"").filter(|(_, entry)| matches!(entry, Entry::File { .. }));
     if entries.iter().any(|(kind, ..)| *kind == EntryType::Symlink) {
@@ -261,7 +261,7 @@ impl Outside {
     fn new() -> Self {
         let memory = Path::new("/dev/shm");
         let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let dir = tempfile::Builder::new().prefix("pinion-laws-").tempdir_in(parent).expect("a directory");
+        let dir = tempfile::Builder::new().prefix("pinion-properties-").tempdir_in(parent).expect("a directory");
         fs::write(dir.path().join("untouched"), "untouched").expect("written");
         Self { dir }
     }
@@ -270,9 +270,9 @@ impl Outside {
         tempfile::tempfile_in(self.dir.path()).expect("a file")
     }
 
-    fn tree(&self, pack: &Arc<Pack>) -> Materialised {
+    fn tree(&self, pack: &Arc<ArchiveIndex>) -> LazyCheckout {
         let dir = tempfile::Builder::new().prefix("tree-").tempdir_in(self.dir.path()).expect("a directory");
-        Materialised::new(Arc::clone(pack), dir, false).expect("the directory is there")
+        LazyCheckout::new(Arc::clone(pack), dir, false).expect("the directory is there")
     }
 
     /// Once all trees are gone.

@@ -116,7 +116,7 @@ proptest! {
     fn asking_late_changes_nothing(policy in any_policy(), candidates in any_candidates()) {
         let mut known: Vec<Candidate> = candidates.iter().map(|c| Candidate { facts: None, ..c.clone() }).collect();
         for _ in 0..=candidates.len() {
-            let wanted = policy.wanted(&known, NOW);
+            let wanted = policy.missing_metadata(&known, NOW);
             if wanted.is_empty() {
                 break;
             }

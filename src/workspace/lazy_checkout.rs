@@ -1,6 +1,6 @@
-//! Writes out what a render reads of a [`Pack`], and no more: a private directory that fills as paths are asked for.
+//! Writes out what a render reads of a [`ArchiveIndex`], and no more: a private directory that fills as paths are asked for.
 //!
-//! The directory belongs to one request, so that what stands in it is all that its render can have read: [`Materialised::digest`]
+//! The directory belongs to one request, so that what stands in it is all that its render can have read: [`LazyCheckout::digest`]
 //! covers it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::pack::{Entry, Name, Pack, within};
+use super::archive_index::{ArchiveIndex, Entry, Name, within};
 
 /// Bytes of names that one request may go along. Its own are megabytes at most.
 const MAX_WALKED: u64 = 1 << 30;
 
 /// A part of a checkout, on disk until its last user is gone.
 #[derive(Debug)]
-pub struct Materialised {
-    pack: Arc<Pack>,
+pub struct LazyCheckout {
+    pack: Arc<ArchiveIndex>,
     dir: Option<TempDir>,
     root: PathBuf,
     /// Files get the archive's permissions instead of 0644.
@@ -41,13 +41,13 @@ struct State {
     walked: u64,
 }
 
-impl Materialised {
+impl LazyCheckout {
     /// An empty one. `dir` is this request's own.
     ///
     /// # Errors
     ///
     /// When the directory is not there.
-    pub fn new(pack: Arc<Pack>, dir: TempDir, keep_modes: bool) -> io::Result<Self> {
+    pub fn new(pack: Arc<ArchiveIndex>, dir: TempDir, keep_modes: bool) -> io::Result<Self> {
         let root = std::fs::canonicalize(dir.path())?;
         Ok(Self { pack, dir: Some(dir), root, keep_modes, state: Mutex::default() })
     }
@@ -63,7 +63,7 @@ impl Materialised {
     /// # Errors
     ///
     /// Those of the disk.
-    pub fn reveal(&self, path: &Path) -> io::Result<()> {
+    pub fn extract(&self, path: &Path) -> io::Result<()> {
         self.state(|state| self.write_path(state, path.as_os_str().as_bytes()).map(drop))
     }
 
@@ -72,7 +72,7 @@ impl Materialised {
     /// # Errors
     ///
     /// Those of the disk.
-    pub fn reveal_all(&self, directory: &Path) -> io::Result<usize> {
+    pub fn extract_tree(&self, directory: &Path) -> io::Result<usize> {
         self.state(|state| {
             let before = state.written.len();
             let mut seen = BTreeSet::new();
@@ -167,7 +167,7 @@ impl Materialised {
     }
 }
 
-impl Drop for Materialised {
+impl Drop for LazyCheckout {
     /// Removes the directory, behind the answer where there is a runtime.
     fn drop(&mut self) {
         let dir = self.dir.take();
@@ -191,10 +191,10 @@ mod tests {
     use super::*;
     use std::fs;
 
-    fn materialised() -> Materialised {
+    fn materialised() -> LazyCheckout {
         let mut contents = tempfile::tempfile().expect("a file");
         contents.write_all(b"chartsharedother").expect("written");
-        let mut pack = Pack::new(contents);
+        let mut pack = ArchiveIndex::new(contents);
         pack.add_file(b"app/Chart.yaml", 0, 5, 0o755).expect("placed");
         pack.add_file(b"lib/deep/shared", 5, 6, 0o644).expect("placed");
         pack.add_file(b"other/big", 11, 5, 0o644).expect("placed");
@@ -202,7 +202,7 @@ mod tests {
         pack.add_link(b"hop", Name::from(*b"lib/deep")).expect("placed");
         pack.add_link(b"lib/deep/back", Name::from(*b"app")).expect("placed");
         pack.add_link(b"app/dangling", Name::from(*b"nothing")).expect("placed");
-        Materialised::new(Arc::new(pack), tempfile::tempdir().expect("a directory"), false).expect("made")
+        LazyCheckout::new(Arc::new(pack), tempfile::tempdir().expect("a directory"), false).expect("made")
     }
 
     fn list(root: &Path) -> Vec<String> {
@@ -223,22 +223,22 @@ mod tests {
     #[test]
     fn one_path_brings_what_is_on_the_way_to_it() {
         let tree = materialised();
-        tree.reveal(Path::new("app/lib/shared")).expect("written");
+        tree.extract(Path::new("app/lib/shared")).expect("written");
         assert_eq!(list(tree.root()), ["app", "app/lib", "hop", "lib", "lib/deep", "lib/deep/shared"]);
         assert_eq!(fs::read_to_string(tree.root().join("app/lib/shared")).expect("through both links"), "shared");
-        tree.reveal(Path::new("app/missing/x")).expect("nothing to write");
-        tree.reveal(Path::new("app/../other")).expect("written");
+        tree.extract(Path::new("app/missing/x")).expect("nothing to write");
+        tree.extract(Path::new("app/../other")).expect("written");
         assert_eq!(list(tree.root()).len(), 7);
     }
 
     #[test]
     fn a_directory_brings_what_its_links_lead_to() {
         let tree = materialised();
-        assert_eq!(tree.reveal_all(Path::new("app")).expect("written"), 9);
+        assert_eq!(tree.extract_tree(Path::new("app")).expect("written"), 9);
         assert_eq!(fs::read_to_string(tree.root().join("app/lib/back/Chart.yaml")).expect("round and round"), "chart");
         assert!(!tree.root().join("other").exists() && tree.root().join("app/dangling").is_symlink());
-        assert_eq!(tree.reveal_all(Path::new("app")).expect("written"), 0);
-        assert_eq!(tree.reveal_all(Path::new("")).expect("written"), 2);
+        assert_eq!(tree.extract_tree(Path::new("app")).expect("written"), 0);
+        assert_eq!(tree.extract_tree(Path::new("")).expect("written"), 2);
         let mode = |path: &str| fs::metadata(tree.root().join(path)).expect("there").permissions();
         assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode("app/Chart.yaml")) & 0o777, 0o644);
     }
@@ -247,20 +247,20 @@ mod tests {
     fn the_digest_is_that_of_what_was_written() {
         let (one, other) = (materialised(), materialised());
         let empty = one.digest();
-        one.reveal_all(Path::new("app")).expect("written");
+        one.extract_tree(Path::new("app")).expect("written");
         assert_ne!(one.digest(), empty);
         for path in ["app", "lib/deep", "hop"] {
-            other.reveal_all(Path::new(path)).expect("written");
+            other.extract_tree(Path::new(path)).expect("written");
         }
         assert_eq!(one.digest(), other.digest(), "the order does not matter");
-        other.reveal(Path::new("other/big")).expect("written");
+        other.extract(Path::new("other/big")).expect("written");
         assert_ne!(one.digest(), other.digest());
     }
 
     #[test]
     fn links_do_not_lead_on_and_on() {
         let deep = ["long-directory"; 250].join("/").into_bytes();
-        let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
+        let mut pack = ArchiveIndex::new(tempfile::tempfile().expect("a file"));
         for number in 0..38 {
             let target = [&deep[..], format!("/{}", number + 1).as_bytes()].concat();
             pack.add_link(&[&deep[..], format!("/{number}").as_bytes()].concat(), target.into()).expect("placed");
@@ -268,16 +268,16 @@ mod tests {
         for number in 0..100 {
             pack.add_link(format!("s{number}").as_bytes(), [&deep[..], b"/0"].concat().into()).expect("placed");
         }
-        let tree = Materialised::new(Arc::new(pack), tempfile::tempdir().expect("a directory"), false).expect("made");
+        let tree = LazyCheckout::new(Arc::new(pack), tempfile::tempdir().expect("a directory"), false).expect("made");
         // Each of them goes along 9,500 names.
-        assert_eq!(tree.reveal_all(Path::new("")).expect_err("too far").to_string(), "links lead on and on");
+        assert_eq!(tree.extract_tree(Path::new("")).expect_err("too far").to_string(), "links lead on and on");
     }
 
     #[test]
     fn it_goes_with_its_last_user() {
         let tree = materialised();
         let path = tree.root().to_owned();
-        tree.reveal_all(Path::new("")).expect("written");
+        tree.extract_tree(Path::new("")).expect("written");
         drop(tree);
         assert!(!path.exists());
     }

@@ -1,7 +1,7 @@
 //! A checkout that was not unpacked: an index of its entries, and the tar that they came in, in one nameless file.
 //!
 //! Writing 20,000 files is what makes an archive slow; writing one is not. Nothing is lost by it: whatever a render turns out to read
-//! is still there ([`super::materialise`]).
+//! is still there ([`super::lazy_checkout`]).
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -46,7 +46,7 @@ pub enum Entry {
 
 /// Why an entry cannot stand where it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Misplaced {
+pub enum EntryError {
     /// A file or a dangling link stands where a directory is needed.
     NoDirectory,
     /// A directory stands there.
@@ -59,7 +59,7 @@ pub enum Misplaced {
 
 /// All entries, and a file in which the bytes of theirs stand.
 #[derive(Debug)]
-pub struct Pack {
+pub struct ArchiveIndex {
     entries: BTreeMap<Name, Entry>,
     contents: File,
     /// Bytes of the contents.
@@ -70,7 +70,7 @@ pub struct Pack {
     walked: u64,
 }
 
-impl Pack {
+impl ArchiveIndex {
     /// An empty one, whose files' bytes are in `contents`.
     pub fn new(contents: File) -> Self {
         Self { entries: BTreeMap::new(), contents, bytes: 0, names: 0, walked: 0 }
@@ -117,18 +117,18 @@ impl Pack {
     }
 
     /// Adds a file, of which `bytes` bytes stand at `at` in the contents.
-    pub(super) fn add_file(&mut self, name: &[u8], at: u64, bytes: u64, mode: u32) -> Result<(), Misplaced> {
+    pub(super) fn add_file(&mut self, name: &[u8], at: u64, bytes: u64, mode: u32) -> Result<(), EntryError> {
         self.add(name, Entry::File { at, bytes, mode })
     }
 
     /// Adds a link or replaces what stood there.
-    pub(super) fn add_link(&mut self, name: &[u8], target: Name) -> Result<(), Misplaced> {
+    pub(super) fn add_link(&mut self, name: &[u8], target: Name) -> Result<(), EntryError> {
         self.names += target.len() as u64;
         self.add(name, Entry::Link { target })
     }
 
     /// Adds a directory, and those above it. Returns its real name, links on the way followed.
-    pub(super) fn add_directory(&mut self, name: &[u8]) -> Result<Name, Misplaced> {
+    pub(super) fn add_directory(&mut self, name: &[u8]) -> Result<Name, EntryError> {
         // Most entries stand beside the one before.
         if self.entries.get(name) == Some(&Entry::Directory) {
             return Ok(name.into());
@@ -138,25 +138,25 @@ impl Pack {
             let next = joined(&real, part);
             self.walked += next.len() as u64;
             if self.walked > MAX_WALKED {
-                return Err(Misplaced::TooFar);
+                return Err(EntryError::TooFar);
             }
             real = match self.entries.get(&*next) {
                 Some(Entry::Directory) => next,
-                Some(Entry::File { .. }) => return Err(Misplaced::NoDirectory),
+                Some(Entry::File { .. }) => return Err(EntryError::NoDirectory),
                 Some(Entry::Link { .. }) => {
                     let room = MAX_WALKED - self.walked;
                     let mut walked = 0;
-                    let found = self.follow(&next, &mut within(room, &mut walked)).map_err(|_| Misplaced::TooFar)?;
+                    let found = self.follow(&next, &mut within(room, &mut walked)).map_err(|_| EntryError::TooFar)?;
                     self.walked += walked;
-                    let found = found.ok_or(Misplaced::NoDirectory)?;
+                    let found = found.ok_or(EntryError::NoDirectory)?;
                     match self.entries.get(&*found) {
                         None | Some(Entry::Directory) => found.into_vec(),
-                        Some(_) => return Err(Misplaced::NoDirectory),
+                        Some(_) => return Err(EntryError::NoDirectory),
                     }
                 }
                 None => {
                     if next.iter().filter(|byte| **byte == b'/').count() >= MAX_DEPTH {
-                        return Err(Misplaced::TooDeep);
+                        return Err(EntryError::TooDeep);
                     }
                     self.names += next.len() as u64;
                     self.entries.insert(next.clone().into(), Entry::Directory);
@@ -167,13 +167,13 @@ impl Pack {
         Ok(real.into())
     }
 
-    fn add(&mut self, name: &[u8], entry: Entry) -> Result<(), Misplaced> {
+    fn add(&mut self, name: &[u8], entry: Entry) -> Result<(), EntryError> {
         let cut = name.iter().rposition(|byte| *byte == b'/');
         let (parent, own) = cut.map_or((&[][..], name), |cut| (&name[..cut], &name[cut + 1..]));
         let parent = self.add_directory(parent)?;
         let name = joined(&parent, own);
         match self.entries.get(&*name) {
-            Some(Entry::Directory) => return Err(Misplaced::Directory),
+            Some(Entry::Directory) => return Err(EntryError::Directory),
             Some(_) => {}
             None => self.names += name.len() as u64,
         }
@@ -251,8 +251,8 @@ mod tests {
     use super::*;
 
     /// `a/b/file`, `top -> a`, `a/up -> top/b` and a loop.
-    fn pack() -> Pack {
-        let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
+    fn pack() -> ArchiveIndex {
+        let mut pack = ArchiveIndex::new(tempfile::tempfile().expect("a file"));
         pack.add_file(b"a/b/file", 0, 3, 0o644).expect("placed");
         pack.add_link(b"top", Name::from(*b"a")).expect("placed");
         pack.add_link(b"a/up", Name::from(*b"top/b")).expect("placed");
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn links_do_not_lead_on_and_on() {
         let deep = ["long-directory"; 250].join("/").into_bytes();
-        let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
+        let mut pack = ArchiveIndex::new(tempfile::tempfile().expect("a file"));
         pack.add_directory(&deep).expect("placed");
         pack.add_directory(b"e").expect("placed");
         for number in 0..35 {
@@ -300,16 +300,16 @@ mod tests {
             pack.add_link(link, [&deep[..], b"/0"].concat().into()).expect("placed");
         }
         // Each part goes along 9,000 names.
-        assert_eq!(pack.add_directory(["s"; 2000].join("/").as_bytes()), Err(Misplaced::TooFar));
+        assert_eq!(pack.add_directory(["s"; 2000].join("/").as_bytes()), Err(EntryError::TooFar));
     }
 
     #[test]
     fn directories_go_only_so_deep() {
-        let mut pack = Pack::new(tempfile::tempfile().expect("a file"));
+        let mut pack = ArchiveIndex::new(tempfile::tempfile().expect("a file"));
         let deep = ["d"; MAX_DEPTH].join("/").into_bytes();
         pack.add_file(&[&deep[..], b"/file"].concat(), 0, 0, 0o644).expect("placed");
         pack.add_link(b"link", deep.into()).expect("placed");
-        assert_eq!(pack.add_directory(b"link/d"), Err(Misplaced::TooDeep));
+        assert_eq!(pack.add_directory(b"link/d"), Err(EntryError::TooDeep));
     }
 
     #[test]
@@ -327,10 +327,10 @@ mod tests {
         let mut pack = pack();
         pack.add_file(b"top/b/more", 0, 1, 0o644).expect("through a link");
         assert!(pack.get(b"a/b/more").is_some());
-        assert_eq!(pack.add_file(b"a/b", 0, 1, 0o644), Err(Misplaced::Directory));
-        assert_eq!(pack.add_file(b"a/b/file/x", 0, 1, 0o644), Err(Misplaced::NoDirectory));
-        assert_eq!(pack.add_file(b"loop/x", 0, 1, 0o644), Err(Misplaced::NoDirectory));
-        assert_eq!(pack.add_directory(b"a/b/file"), Err(Misplaced::NoDirectory));
+        assert_eq!(pack.add_file(b"a/b", 0, 1, 0o644), Err(EntryError::Directory));
+        assert_eq!(pack.add_file(b"a/b/file/x", 0, 1, 0o644), Err(EntryError::NoDirectory));
+        assert_eq!(pack.add_file(b"loop/x", 0, 1, 0o644), Err(EntryError::NoDirectory));
+        assert_eq!(pack.add_directory(b"a/b/file"), Err(EntryError::NoDirectory));
         // A file takes a link's place.
         pack.add_file(b"a/up", 0, 1, 0o644).expect("replaced");
         assert!(matches!(pack.get(b"a/up"), Some(Entry::File { .. })));

@@ -27,8 +27,8 @@ const ENTRY_COST: u64 = 100;
 
 /// Texts, packed, in files without a name. What was not used for long goes first, many at a time.
 #[derive(Clone, Debug)]
-pub struct Memo {
-    kept: Arc<Mutex<Kept>>,
+pub struct RenderCache {
+    kept: Arc<Mutex<Generations>>,
     dir: PathBuf,
     limit: u64,
     /// For the metrics: how many texts are kept, and how many bytes.
@@ -36,11 +36,11 @@ pub struct Memo {
     pub bytes: Gauge,
 }
 
-/// Two generations: when the younger has half of the bytes, the elder is forgotten. What is used moves to the younger.
+/// Two generations: when the current has half of the bytes, the previous is forgotten. What is used moves to the current.
 #[derive(Debug, Default)]
-struct Kept {
-    younger: Option<Generation>,
-    elder: Option<Generation>,
+struct Generations {
+    current: Option<Generation>,
+    previous: Option<Generation>,
 }
 
 #[derive(Debug)]
@@ -51,7 +51,7 @@ struct Generation {
     places: HashMap<[u8; 32], (u64, u32)>,
 }
 
-impl Memo {
+impl RenderCache {
     /// Keeps at most so many bytes, in a directory that exists.
     pub fn new(dir: &Path, limit: u64) -> Self {
         Self { kept: Arc::default(), dir: dir.to_owned(), limit, texts: Gauge::default(), bytes: Gauge::default() }
@@ -65,8 +65,8 @@ impl Memo {
                 let generation = generation.as_ref()?;
                 Some((Arc::clone(&generation.file), *generation.places.get(key)?))
             };
-            let young = found(&kept.younger).map(|(file, place)| (file, place, false));
-            young.or_else(|| found(&kept.elder).map(|(file, place)| (file, place, true)))?
+            let young = found(&kept.current).map(|(file, place)| (file, place, false));
+            young.or_else(|| found(&kept.previous).map(|(file, place)| (file, place, true)))?
         };
         let mut packed = vec![0; length as usize];
         file.read_exact_at(&mut packed, at).ok()?;
@@ -97,36 +97,36 @@ impl Memo {
         if let Err(error) = kept.put(&self.dir, self.limit / 2, key, packed) {
             tracing::warn!(%error, "a rendered text could not be kept");
         }
-        let generations = || kept.younger.iter().chain(&kept.elder);
+        let generations = || kept.current.iter().chain(&kept.previous);
         self.texts.set(generations().map(|generation| generation.places.len()).sum::<usize>().cast_signed() as i64);
         self.bytes.set(generations().map(Generation::cost).sum::<u64>().cast_signed());
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Generations> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl Generations {
     fn put(&mut self, dir: &Path, half: u64, key: [u8; 32], packed: &[u8]) -> io::Result<()> {
         let length = u32::try_from(packed.len()).map_err(io::Error::other)?;
         let cost = u64::from(length) + ENTRY_COST;
         if cost > half {
             return Ok(());
         }
-        if self.younger.as_ref().is_some_and(|younger| younger.cost() + cost > half) {
-            self.elder = self.younger.take();
+        if self.current.as_ref().is_some_and(|current| current.cost() + cost > half) {
+            self.previous = self.current.take();
         }
-        let younger = match &mut self.younger {
-            Some(younger) => younger,
+        let current = match &mut self.current {
+            Some(current) => current,
             none => none.insert(Generation::new(dir)?),
         };
-        younger.file.write_all_at(packed, younger.end)?;
-        younger.places.insert(key, (younger.end, length));
-        younger.end += u64::from(length);
+        current.file.write_all_at(packed, current.end)?;
+        current.places.insert(key, (current.end, length));
+        current.end += u64::from(length);
         // It stands in one place.
-        if let Some(elder) = &mut self.elder {
-            elder.places.remove(&key);
+        if let Some(previous) = &mut self.previous {
+            previous.places.remove(&key);
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn a_text_comes_back_whole_and_bytes_are_bounded() {
         let dir = tempfile::tempdir().expect("a directory");
-        let memo = Memo::new(dir.path(), 4000);
+        let memo = RenderCache::new(dir.path(), 4000);
         let text = "kind: Deployment\n".repeat(1000);
         memo.pack([1; 32], &text);
         assert_eq!(memo.get(&[1; 32]).as_deref(), Some(text.as_str()));
@@ -222,10 +222,10 @@ mod tests {
         assert!(memo.bytes.get() <= 4000 && memo.texts.get() > 2, "{memo:?}");
         assert_eq!(memo.get(&[3; 32]), None);
         assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0, "its files have no name");
-        let none = Memo::new(dir.path(), 0);
+        let none = RenderCache::new(dir.path(), 0);
         none.pack([1; 32], &text);
         assert_eq!(none.get(&[1; 32]), None);
-        let gone = Memo::new(&dir.path().join("gone"), 4000);
+        let gone = RenderCache::new(&dir.path().join("gone"), 4000);
         gone.pack([1; 32], &text);
         assert_eq!(gone.get(&[1; 32]), None, "a full or missing disk costs the memory, not the render");
     }

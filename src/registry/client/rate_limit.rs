@@ -17,20 +17,20 @@ const FIRST_WAIT: Duration = Duration::from_millis(200);
 
 /// A limit of requests a second, as the generic cell rate algorithm: one instant says it all.
 #[derive(Debug)]
-pub struct Pace {
+pub struct RateLimiter {
     /// Time between requests; [`None`] is no limit.
     interval: Option<Duration>,
     /// When the next request would be due if there were no burst.
     due: Mutex<Instant>,
 }
 
-impl Pace {
+impl RateLimiter {
     pub fn new(limit: Option<NonZeroU32>) -> Self {
         Self { interval: limit.map(|limit| Duration::from_secs(1) / limit.get()), due: Mutex::new(Instant::now()) }
     }
 
     /// Waits for this request's turn. Says `false`, at once and without taking a turn, if the limit puts it behind the deadline.
-    pub async fn turn(&self, deadline: Instant) -> bool {
+    pub async fn acquire(&self, deadline: Instant) -> bool {
         match self.take(Instant::now(), deadline) {
             Some(turn) => {
                 tokio::time::sleep_until(turn).await;
@@ -81,29 +81,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_goes_out_at_once_and_the_rest_in_turn() {
-        let pace = Pace::new(NonZeroU32::new(10));
+        let rate = RateLimiter::new(NonZeroU32::new(10));
         let start = Instant::now();
         let deadline = start + Duration::from_secs(60);
         for _ in 0..BURST {
-            assert!(pace.turn(deadline).await);
+            assert!(rate.acquire(deadline).await);
         }
         assert_eq!(start.elapsed(), Duration::ZERO);
         for _ in 0..10 {
-            assert!(pace.turn(deadline).await);
+            assert!(rate.acquire(deadline).await);
         }
         assert_eq!(start.elapsed().as_millis(), 1000);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_turn_after_the_deadline_is_not_waited_for() {
-        let pace = Pace::new(NonZeroU32::new(1));
+        let rate = RateLimiter::new(NonZeroU32::new(1));
         let now = Instant::now();
         for _ in 0..BURST {
-            assert!(pace.turn(now).await);
+            assert!(rate.acquire(now).await);
         }
-        assert!(!pace.turn(now).await);
-        assert!(pace.turn(now + Duration::from_secs(1)).await);
-        assert!(Pace::new(None).turn(now).await);
+        assert!(!rate.acquire(now).await);
+        assert!(rate.acquire(now + Duration::from_secs(1)).await);
+        assert!(RateLimiter::new(None).acquire(now).await);
     }
 
     #[test]
