@@ -22,11 +22,11 @@ use tracing_subscriber::EnvFilter;
 use crate::clock::Clock;
 use crate::config::file::{File, Origin};
 use crate::config::{self, Config};
+use crate::metrics::Hits;
 use crate::registry::{self, CacheTtls, Registry};
 use crate::resolve::peer::PeerClient;
 use crate::resolve::{Resolver, Settings};
 use crate::store::{self, Store};
-use crate::telemetry::Hits;
 
 /// Resolves image tags while Argo CD renders.
 ///

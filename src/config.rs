@@ -15,12 +15,12 @@ use crate::egress::fetch::Fetcher;
 use crate::egress::{HostPattern, Policy};
 use crate::image::Platform;
 use crate::manifest::ImagePath;
+use crate::metrics::Requests;
 use crate::process::Runner;
 use crate::process::sandbox::{Level, Mode, Sandboxes};
 use crate::registry::{Client, Limits, RegistriesConfig};
 use crate::render::Tools;
 use crate::render::charts::Charts;
-use crate::telemetry::Requests;
 
 /// Where Image Updater keeps its `registries.conf`: read if it is there.
 const REGISTRIES_CONF: &str = "/app/config/registries.conf";

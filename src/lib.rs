@@ -49,7 +49,8 @@
 //! | [`application`], [`parameters`] | what Argo CD tells a plugin |
 //! | [`config`] | what the operator sets |
 //! | [`generate`] | the order of the steps |
-//! | [`server`], [`telemetry`], [`turn`] | the native door, what it counts, and how many work at once |
+//! | [`server`], [`turn`] | the native mode, and how many renders work at once |
+//! | [`metrics`] | counters, which the server shows |
 //! | [`cli`], [`failure`] | the command line, and errors for people |
 //!
 //! # Words
@@ -67,6 +68,7 @@ pub mod failure;
 pub mod generate;
 pub mod image;
 pub mod manifest;
+pub mod metrics;
 pub mod parameters;
 pub mod pin;
 pub mod placeholder;
@@ -79,7 +81,7 @@ pub mod rules;
 pub mod server;
 pub mod shares;
 pub mod store;
-pub mod telemetry;
+
 pub mod turn;
 pub mod values;
 pub mod workspace;

@@ -22,12 +22,12 @@ use tokio::time::Instant;
 use crate::clock::Clock;
 use crate::failure::chain;
 use crate::image::{Platform, Repository};
+use crate::metrics::Layer;
 use crate::pin::{Choice, Pin, PinState, Pinned, SelectionReport, Usage};
 use crate::policy::{NoMatch, Policy, Strategy};
 use crate::registry::{Access, LookupError, Mode, Registry, RegistryError, RepositoryHandle};
 use crate::shares::SharedCache;
 use crate::store::{self, PinRow, Store, StoredChoice, Ticket};
-use crate::telemetry::Layer;
 use lookup::{Lookup, NotChosen};
 use peer::PeerClient;
 

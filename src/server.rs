@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod archive_cache;
 pub mod init;
+pub mod metrics;
 pub mod peer;
 pub mod pin_report;
 pub mod plugin;
@@ -31,8 +32,8 @@ use crate::generate::{Generated, generate, list_images};
 use crate::process::Child;
 use crate::render::{Tools, environment};
 use crate::resolve::Resolver;
-use crate::telemetry::Metrics;
 use crate::workspace::{ANY_DEPTH, Checkout, Workspace};
+use metrics::Metrics;
 use pin_report::PinReport;
 use plugin::Plugin;
 use proto::config_management_plugin_service_server::ConfigManagementPluginService;

@@ -14,9 +14,9 @@ use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::generate::phases::{self, PhaseTimer};
 use crate::generate::{Generated, generate};
+use crate::metrics::Hits;
 use crate::pin::{self, Pin, PinState, Usage};
 use crate::resolve::peer::PeerClient;
-use crate::telemetry::Hits;
 use crate::workspace::Checkout;
 
 /// The longest wait for a `pinion serve`, before the registry is asked.

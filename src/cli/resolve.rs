@@ -6,11 +6,11 @@ use super::{Format, Outcome, STORED, Usage, configured, print, resolver, write};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::image::Repository;
+use crate::metrics::Hits;
 use crate::pin::{Pin, PinState, SelectionReport};
 use crate::placeholder::words::{Spec, Target, Words};
 use crate::registry::Access;
 use crate::resolve::{Caller, Question, ResolveError};
-use crate::telemetry::Hits;
 
 /// Print the newest permitted tag of an image
 ///

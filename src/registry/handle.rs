@@ -16,9 +16,9 @@ use super::tenant::{Place, Tenant, Tenants};
 use super::{Access, Blob, Client, ImageConfig, Listing, Manifest, RegistryError, RepositoryClient, Size, Target};
 use crate::clock::Clock;
 use crate::image::{Digest, Repository, Tag};
+use crate::metrics::{Hits, Layer};
 use crate::shares::SharedCache;
 use crate::store::Store;
-use crate::telemetry::{Hits, Layer};
 
 /// Tags of a listing that is large: it needs a place, see [`super::tenant`].
 const LARGE: usize = 10_000;

@@ -25,8 +25,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 use tower::ServiceExt;
 
+use super::metrics::Metrics;
 use super::pin_report::{PinReport, is_token};
-use crate::telemetry::Metrics;
 
 /// The media type of the metrics.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -2,10 +2,11 @@
 
 use tonic::{Code, Status};
 
+use super::metrics::{Metrics, Outcome};
 use super::upload::Upload;
 use crate::generate::Generated;
 use crate::generate::phases::{self, PhaseTimer};
-use crate::telemetry::{Layer, Metrics, Outcome};
+use crate::metrics::Layer;
 
 /// A render that is under way.
 pub struct RequestLog<'a> {

@@ -1,9 +1,7 @@
 //! What the server counts, in Prometheus' text form.
 //!
-//! Those who do the work hold a handle to their own numbers ([`Requests`], [`Hits`]); [`Metrics`] shows all of them.
+//! The code that does the work holds a handle to its own counters ([`Requests`], [`Hits`]); [`Metrics`] shows all of them.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -15,15 +13,13 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 use crate::generate::Generated;
+use crate::metrics::{Hits, Layer, Requests};
 use crate::process::Runner;
 use crate::process::pool::Counts;
 use crate::process::sandbox::{Guarantee, Mode, Sandboxes};
 use crate::render::render_cache::RenderCache;
 use crate::server::scheduler::Gauges;
 use crate::store;
-
-/// Registries that have numbers of their own; applications name registries, so all further ones are `other`.
-const MAX_REGISTRIES: usize = 100;
 
 /// How a render ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,76 +60,6 @@ struct SandboxLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PhaseLabels {
     phase: &'static str,
-}
-
-/// Requests to registries, by registry and status.
-#[derive(Clone, Debug, Default)]
-pub struct Requests {
-    family: Family<RequestLabels, Counter>,
-    registries: Arc<Mutex<BTreeSet<String>>>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RequestLabels {
-    registry: String,
-    status: String,
-}
-
-impl Requests {
-    /// Counts a request; [`None`] for one that got no answer.
-    pub fn count(&self, registry: &str, status: Option<u16>) {
-        let mut registries = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_known =
-            registries.contains(registry) || (registries.len() < MAX_REGISTRIES && registries.insert(registry.to_owned()));
-        drop(registries);
-        let registry = if is_known { registry } else { "other" };
-        let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
-        self.family.get_or_create(&RequestLabels { registry: registry.to_owned(), status }).inc();
-    }
-}
-
-/// What was remembered, and where.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layer {
-    /// Archives that were read before.
-    Archive,
-    /// Pins of the same question.
-    Pin,
-    /// Listings of tags.
-    Tags,
-    /// Digests that tags point to.
-    Digest,
-    /// Texts that were rendered from the same.
-    Text,
-}
-
-impl Layer {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Archive => "archive",
-            Self::Pin => "pin",
-            Self::Tags => "tags",
-            Self::Digest => "digest",
-            Self::Text => "text",
-        }
-    }
-}
-
-/// Questions to caches, by layer and result.
-#[derive(Clone, Debug, Default)]
-pub struct Hits(Family<HitLabels, Counter>);
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HitLabels {
-    layer: &'static str,
-    result: &'static str,
-}
-
-impl Hits {
-    /// Counts a question: was the answer there?
-    pub fn count(&self, layer: Layer, is_hit: bool) {
-        self.0.get_or_create(&HitLabels { layer: layer.name(), result: if is_hit { "hit" } else { "miss" } }).inc();
-    }
 }
 
 /// The server's numbers.
@@ -281,6 +207,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::MAX_REGISTRIES;
 
     #[test]
     fn what_is_counted_is_shown() {
