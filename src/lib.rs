@@ -24,34 +24,48 @@
 //!
 //! # Modules
 //!
-//! Pure, values in and values out:
+//! From the ground up: a module uses only modules above it in these tables (`tests/pinion/direction.rs`).
+//!
+//! The ground:
 //!
 //! | module | subject |
 //! |---|---|
 //! | [`image`] | repository, tag, digest, platform: the grammars that nothing from outside gets around |
 //! | [`yaml`] | YAML with byte positions; which plain texts read as strings |
+//! | [`failure`] | errors for people: place, message, hint |
+//! | [`clock`] | the time of day, which tests can move |
+//! | [`metrics`] | counters, which the server shows |
+//! | [`turn`] | how many renders work at once |
+//! | [`shares`] | the tenants' shares of a budget in bytes |
+//!
+//! Values in and values out. All but the last two are pure: no files, network, clock or tasks (`tests/pinion/purity.rs`):
+//!
+//! | module | subject |
+//! |---|---|
 //! | [`policy`] | which tags are permitted, and which of them wins |
 //! | [`placeholder`] | find `$(pin …)`, tell its image, substitute |
 //! | [`values`] | Helm's merged values, to tell the image of a placeholder |
 //! | [`rules`] | what an application asks without placeholders |
 //! | [`pin`] | what was chosen, and the forms in which it is kept |
 //! | [`manifest`] | documents and images of rendered text |
+//! | [`parameters`] | the plugin's parameters |
+//! | [`application`] | what Argo CD tells a plugin of an application |
 //!
 //! The outside world:
 //!
 //! | module | subject |
 //! |---|---|
-//! | [`registry`] | asking registries, remembering what they said |
-//! | [`store`], [`shares`], [`clock`] | what survives a restart, the tenants' shares of bytes, the time of day |
-//! | [`resolve`] | questions become pins, fresh or last known good |
+//! | [`egress`] | what may be connected to; the proxy of tools that fetch |
+//! | [`process`] | tools as processes or warm workers, and their sandbox |
+//! | [`store`] | what survives restarts and outages |
 //! | [`workspace`] | the checkout that is only read, the directory of one render |
-//! | [`render`], [`process`] | Helm, Kustomize and directories, as Argo CD does it |
-//! | [`application`], [`parameters`] | what Argo CD tells a plugin |
-//! | [`config`] | what the operator sets |
+//! | [`registry`] | asking registries, and remembering what they said |
+//! | [`resolve`] | questions become pins, fresh or last known good |
+//! | [`render`] | Helm, Kustomize and directories, as Argo CD renders them |
 //! | [`generate`] | the order of the steps |
-//! | [`server`], [`turn`] | the native mode, and how many renders work at once |
-//! | [`metrics`] | counters, which the server shows |
-//! | [`cli`], [`failure`] | the command line, and errors for people |
+//! | [`config`] | what the operator sets |
+//! | [`server`] | the native mode: Argo CD's plugin protocol, and the admin port |
+//! | [`cli`] | the command line |
 //!
 //! # Words
 //!

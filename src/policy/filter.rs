@@ -9,7 +9,7 @@ mod pattern;
 mod translate;
 
 pub use glob::GlobError;
-pub use pattern::PatternError;
+pub use translate::PatternError;
 
 pub(super) use glob::Glob;
 pub(super) use pattern::Pattern;

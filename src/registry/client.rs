@@ -36,6 +36,9 @@ use session::Session;
 /// Connections to registries that nobody declared which are kept at most.
 const CONNECTIONS: usize = 250;
 
+/// Sessions that are kept of one registry at most; each is for one credential.
+const SESSIONS: usize = 1000;
+
 /// Bounds on what registries and applications can make us do.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -126,7 +129,15 @@ struct Shared {
     small: Limits,
     credentials: CredentialProvider,
     /// By prefix and address.
-    connections: Mutex<HashMap<String, Arc<Connection>>>,
+    connections: Mutex<HashMap<String, Kept>>,
+}
+
+/// What is kept of a registry.
+#[derive(Clone, Debug)]
+struct Kept {
+    connection: Arc<Connection>,
+    /// By the credential's name.
+    sessions: Arc<Mutex<HashMap<String, Arc<Session>>>>,
 }
 
 impl Client {
@@ -151,7 +162,11 @@ impl Client {
     pub fn replace(&self, config: RegistriesConfig) {
         let config = Arc::new(config);
         *self.shared.registries.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&config);
-        self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, kept| config.knows(&kept.endpoint));
+        self.shared
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, kept| config.knows(&kept.connection.endpoint));
     }
 
     /// A digest of what decides which registry is asked, and whether: two clients of one digest get the same answers.
@@ -188,23 +203,42 @@ impl Client {
                 return Err(RegistryError::HostRefused { host: repository.registry().to_owned(), source: Refusal::NotAllowed });
             }
         }
-        let connection = self.connection(route);
-        let session = connection.session(Session::new(found));
-        Ok(Opened { connection, session, path: route.path.clone() })
+        let kept = self.connection(route);
+        let session = kept.session(Session::new(found));
+        Ok(Opened { connection: kept.connection, session, path: route.path.clone() })
     }
 
-    fn connection(&self, route: &Route) -> Arc<Connection> {
+    fn connection(&self, route: &Route) -> Kept {
         let key = format!("{} {}", route.endpoint.prefix, route.endpoint.api_url);
         let mut connections = self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
         if connections.len() >= CONNECTIONS {
-            connections.retain(|_, kept| kept.endpoint.declared || Arc::strong_count(kept) > 1);
+            connections.retain(|_, kept| kept.connection.endpoint.declared || Arc::strong_count(&kept.connection) > 1);
         }
-        match connections.get(&key).filter(|kept| kept.endpoint == route.endpoint) {
+        match connections.get(&key).filter(|kept| kept.connection.endpoint == route.endpoint) {
+            Some(kept) => kept.clone(),
+            None => {
+                let connection = Connection::new(Arc::clone(&route.endpoint), Arc::clone(&self.shared.limits));
+                let new = Kept { connection: Arc::new(connection), sessions: Arc::default() };
+                connections.insert(key, new.clone());
+                new
+            }
+        }
+    }
+}
+
+impl Kept {
+    /// The state of one credential: the one that is kept, if it is still of the same source, or a new one.
+    fn session(&self, new: Session) -> Arc<Session> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if sessions.len() >= SESSIONS {
+            sessions.retain(|_, session| Arc::strong_count(session) > 1);
+        }
+        match sessions.get(&new.identity).filter(|kept| kept.origin == new.origin) {
             Some(kept) => Arc::clone(kept),
             None => {
-                let new = Arc::new(Connection::new(Arc::clone(&route.endpoint), Arc::clone(&self.shared.limits)));
-                connections.insert(key, Arc::clone(&new));
-                new
+                let session = Arc::new(new);
+                sessions.insert(session.identity.clone(), Arc::clone(&session));
+                session
             }
         }
     }

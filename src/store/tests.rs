@@ -263,7 +263,7 @@ async fn a_file_that_is_removed_is_made_again() {
     let fixture = Fixture::new();
     let store = fixture.open();
     let first = store.put_pin(pin("a", "1.0", 10));
-    assert!(store.written(first, LONG).await);
+    assert!(store.written(first, LONG).await && store.flush(LONG).await);
     fs::remove_dir_all(fixture.dir()).expect("removed");
     let second = store.put_pin(pin("b", "1.0", 10));
     assert!(store.written(second, LONG).await);

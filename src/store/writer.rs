@@ -51,6 +51,7 @@ impl Writer {
             if is_done {
                 self.copy_if_due();
             }
+            self.shared.lock().is_writing = false;
             pass += 1;
             let _ = self.shared.passes.send_replace((pass, is_done));
             if is_closed && !is_done {
@@ -121,7 +122,6 @@ impl Writer {
     ) -> (bool, bool) {
         let mut pending = self.shared.lock();
         let is_closed = pending.is_closed;
-        pending.is_writing = false;
         match outcome {
             Ok(()) => {
                 self.pause = Duration::ZERO;

@@ -12,6 +12,7 @@ mod cache;
 mod cases;
 mod cli;
 mod corpus;
+mod direction;
 mod examples;
 mod faults;
 mod fetches;

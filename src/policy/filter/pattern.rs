@@ -5,26 +5,7 @@
 
 use regex::bytes::{Captures, Regex, RegexBuilder};
 
-use super::translate::{Translation, translate};
-
-/// Longest pattern that is read, in bytes.
-const MAX_PATTERN: usize = 1024;
-
-/// Most memory that a compiled pattern may take, in bytes. Patterns that people write take some kilobytes; what exceeds this is nested
-/// repetition, such as `((a{100}){100}){100}`.
-const MAX_COMPILED: usize = 1 << 20;
-
-/// Why a text is not a pattern.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PatternError {
-    /// Go's `regexp.Compile` would refuse it too.
-    #[error("{reason}: `{part}`")]
-    Syntax { reason: &'static str, part: String },
-    #[error("it is longer than {MAX_PATTERN} bytes")]
-    TooLong,
-    #[error("it needs more than {} KiB when compiled", MAX_COMPILED / 1024)]
-    TooLarge,
-}
+use super::translate::{MAX_COMPILED, MAX_PATTERN, PatternError, Translation, translate};
 
 /// A compiled pattern. Equal to patterns of the same text.
 #[derive(Clone, Debug)]

@@ -13,11 +13,29 @@
 mod class;
 
 use super::ascii::AsciiSet;
-use super::pattern::PatternError;
 use crate::image::printable;
 
 /// Most repetitions that a counted repetition may ask for, as in Go.
 const MAX_REPEAT: u32 = 1000;
+
+/// Longest pattern that is read, in bytes.
+pub(super) const MAX_PATTERN: usize = 1024;
+
+/// Most memory that a compiled pattern may take, in bytes. Patterns that people write take some kilobytes; what exceeds this is nested
+/// repetition, such as `((a{100}){100}){100}`.
+pub(super) const MAX_COMPILED: usize = 1 << 20;
+
+/// Why a text is not a pattern.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// Go's `regexp.Compile` would refuse it too.
+    #[error("{reason}: `{part}`")]
+    Syntax { reason: &'static str, part: String },
+    #[error("it is longer than {MAX_PATTERN} bytes")]
+    TooLong,
+    #[error("it needs more than {} KiB when compiled", MAX_COMPILED / 1024)]
+    TooLarge,
+}
 
 /// A pattern for the `regex` crate with Unicode switched off, and the names of its groups.
 pub(super) struct Translation {

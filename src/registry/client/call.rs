@@ -7,7 +7,7 @@ use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::connection::{Connection, Reply, Request};
+use super::connection::{Connection, Reply, Request, redirected};
 use super::session::{AuthContext, Session};
 use crate::image::printable;
 use crate::registry::auth::Challenge;
@@ -148,12 +148,6 @@ impl Call {
 
 fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
-}
-
-/// A redirect that is not followed. The query is left out, for signed URLs hold a secret in it.
-pub fn redirected(reply: &Reply, at: &Url) -> RegistryError {
-    let location = reply.header("location").map_or("", |location| location.split('?').next().unwrap_or(location));
-    RegistryError::Redirected { registry: authority(at), location: printable(location) }
 }
 
 /// An error as the [specification] words it.

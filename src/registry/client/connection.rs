@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use super::Limits;
 use super::rate_limit::{RateLimiter, backoff, retry_after};
-use super::session::Session;
 use crate::egress::fetch::{cause, install_provider};
 use crate::egress::{Addresses, Guard, Refusal};
+use crate::image::printable;
 use crate::registry::config::{Endpoint, authority};
 use crate::registry::error::{Because, RegistryError};
 
@@ -25,9 +25,6 @@ const ATTEMPTS: u32 = 3;
 
 /// Most that is read of an error's body, in bytes; it is for a message.
 const ERROR_BODY: usize = 64 << 10;
-
-/// Sessions that are kept at most; each is for one credential.
-const SESSIONS: usize = 1000;
 
 /// What is sent.
 #[derive(Clone, Debug)]
@@ -73,7 +70,6 @@ pub struct Connection {
     clients: Mutex<HashMap<(Kind, Addresses), reqwest::Client>>,
     rate: RateLimiter,
     permits: Semaphore,
-    sessions: Mutex<HashMap<String, Arc<Session>>>,
 }
 
 impl Connection {
@@ -85,25 +81,8 @@ impl Connection {
             rate: RateLimiter::new(endpoint.limit),
             permits: Semaphore::new(limits.concurrency.max(1)),
             clients: Mutex::default(),
-            sessions: Mutex::default(),
             endpoint,
             limits,
-        }
-    }
-
-    /// The state of one credential: the one that is kept, if it is still of the same origin, or a new one.
-    pub fn session(&self, new: Session) -> Arc<Session> {
-        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if sessions.len() >= SESSIONS {
-            sessions.retain(|_, session| Arc::strong_count(session) > 1);
-        }
-        match sessions.get(&new.identity).filter(|kept| kept.origin == new.origin) {
-            Some(kept) => Arc::clone(kept),
-            None => {
-                let session = Arc::new(new);
-                sessions.insert(session.identity.clone(), Arc::clone(&session));
-                session
-            }
         }
     }
 
@@ -285,6 +264,12 @@ async fn read(mut response: reqwest::Response, request: &Request, status: Status
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
+}
+
+/// A redirect that is not followed. The query is left out, for signed URLs hold a secret in it.
+pub fn redirected(reply: &Reply, at: &Url) -> RegistryError {
+    let location = reply.header("location").map_or("", |location| location.split('?').next().unwrap_or(location));
+    RegistryError::Redirected { registry: authority(at), location: printable(location) }
 }
 
 /// A size for a message.

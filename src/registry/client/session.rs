@@ -11,7 +11,7 @@ use reqwest::header::HeaderValue;
 use reqwest::{Method, Url};
 use tokio::time::Instant;
 
-use super::connection::{Connection, Request};
+use super::connection::{Connection, Request, redirected};
 use crate::registry::auth::{Challenge, Token};
 use crate::registry::config::authority;
 use crate::registry::credential::provider::{CredentialSource, Found};
@@ -224,7 +224,7 @@ impl Session {
             401 | 403 => Err(self.denied(context.repository)),
             // What OAuth2 says of a refresh token that it doesn't know (RFC 6749 §5.2).
             400 if request.method == Method::POST => Err(self.denied(context.repository)),
-            300..=399 => Err(super::call::redirected(&reply, realm)),
+            300..=399 => Err(redirected(&reply, realm)),
             status => Err(malformed(format!("the token service answered {status}"))),
         }
     }
