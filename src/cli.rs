@@ -184,6 +184,13 @@ fn resolver(config: &Config, hits: Hits, peer: Option<PeerClient>, check: bool) 
     Resolver::new(registry, settings)
 }
 
+/// Waits until what was learned is stored, and says so if it is not.
+async fn stored(resolver: &Resolver) {
+    if !resolver.flush(STORED).await {
+        tracing::warn!("what was learned could not be stored within {STORED:?}: it is asked for again the next time");
+    }
+}
+
 fn configured(raw: config::Raw) -> anyhow::Result<Config> {
     Ok(raw.check()?)
 }

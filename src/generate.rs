@@ -78,7 +78,7 @@ impl Generated {
     }
 }
 
-/// RenderScheduler an application. Lookups leave time for the tool before the deadline, if there is one. The timer goes through `prepare` (reading
+/// Renders an application. Lookups leave time for the tool before the deadline, if there is one. The timer goes through `prepare` (reading
 /// files, rules and placeholders), `lookup` (asking for pins), `tool` (Helm, Kustomize, or putting files together) and `finish` (what is
 /// done with the rendered text).
 ///

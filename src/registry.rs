@@ -43,6 +43,7 @@ pub use handle::{CacheTtls, LookupError, Mode, Registry, RepositoryHandle, Setti
 pub use listing::{Listed, Listing};
 pub use metadata::{Blob, Content, Entry, ImageConfig, Manifest};
 pub use record::Dated;
+pub use tenant::Place;
 
 /// What names a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

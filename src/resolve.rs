@@ -9,6 +9,7 @@ mod lookup;
 pub mod peer;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -80,6 +81,9 @@ pub enum ResolveError {
     /// The registry took longer than the budget, and nothing is remembered.
     #[error("could not resolve `{question}` within {}", humantime::format_duration(*budget))]
     Budget { question: String, budget: Duration },
+    /// The questions of one render look at too many tags together.
+    #[error("could not resolve `{question}`: all questions of the render together look at too many tags")]
+    TooManyTags { question: String },
     /// A defect of ours.
     #[error("the lookup of `{question}` broke off; the log says more")]
     Broken { question: String },
@@ -101,6 +105,10 @@ impl ResolveError {
                 Some("raise `--lookup-timeout`, or the caller's own; what is learned meanwhile is there the next time".into())
             }
             Self::NoMatch { source, .. } => source.hint(),
+            Self::TooManyTags { .. } => Some(
+                "let images of large repositories share policies, hold some with `pins` or a lock file, or remove old tags"
+                    .into(),
+            ),
             Self::Broken { .. } => None,
         }
     }
@@ -195,13 +203,15 @@ impl Resolver {
         let start = Instant::now();
         let left = caller.deadline.map(|deadline| Instant::from_std(deadline).saturating_duration_since(start) / 2);
         let budget = self.inner.settings.budget.min(left.unwrap_or(Duration::MAX));
+        let tags = Arc::new(AtomicUsize::new(0));
         let opened: Vec<Opened> = questions.iter().map(|question| self.inner.open(question, caller.tenant)).collect();
         let mut distinct: BTreeMap<&str, &Opened> = BTreeMap::new();
         for opened in &opened {
             distinct.entry(&opened.key).or_insert(opened);
         }
         // Collected first: a closure in the stream would have to be general over every lifetime.
-        let asked: Vec<_> = distinct.into_values().map(|opened| self.answered(opened, caller.tenant, start, budget)).collect();
+        let asked: Vec<_> =
+            distinct.into_values().map(|opened| self.answered(opened, caller.tenant, start, budget, &tags)).collect();
         let answers: Vec<(&str, Answered)> = stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
         if let Some(ticket) = answers.iter().filter_map(|(_, answered)| answered.ticket).max() {
             self.inner.store().written(ticket, wait_for_the_store()).await;
@@ -216,8 +226,8 @@ impl Resolver {
     }
 
     /// What a question's answer is kept under.
-    pub fn key(&self, question: &Question) -> String {
-        self.inner.open(question, "").key
+    pub fn key(&self, question: &Question, tenant: &str) -> String {
+        self.inner.open(question, tenant).key
     }
 
     /// The last pin of a question, however old. Asks nobody.
@@ -246,11 +256,25 @@ impl Resolver {
         self.inner.store().counts()
     }
 
-    async fn answered<'o>(&self, opened: &'o Opened<'_>, tenant: &str, start: Instant, budget: Duration) -> (&'o str, Answered) {
-        (&opened.key, self.answer(opened, tenant, start, budget).await)
+    async fn answered<'o>(
+        &self,
+        opened: &'o Opened<'_>,
+        tenant: &str,
+        start: Instant,
+        budget: Duration,
+        tags: &Arc<AtomicUsize>,
+    ) -> (&'o str, Answered) {
+        (&opened.key, self.answer(opened, tenant, start, budget, tags).await)
     }
 
-    async fn answer(&self, opened: &Opened<'_>, tenant: &str, start: Instant, budget: Duration) -> Answered {
+    async fn answer(
+        &self,
+        opened: &Opened<'_>,
+        tenant: &str,
+        start: Instant,
+        budget: Duration,
+        tags: &Arc<AtomicUsize>,
+    ) -> Answered {
         let Opened { question, key, handle } = opened;
         let inner = &*self.inner;
         let known = inner.known(key, tenant).await;
@@ -264,7 +288,7 @@ impl Resolver {
         let is_recent = known.as_ref().is_some_and(|known| inner.clock().is_fresh(known.at, RECENT));
         let budget = if is_recent { budget.min(PATIENCE) } else { budget };
         let looked_up = if start.elapsed() < budget {
-            tokio::time::timeout_at(start + budget, self.lookup(opened, tenant)).await.ok()
+            tokio::time::timeout_at(start + budget, self.lookup(opened, tenant, tags)).await.ok()
         } else {
             // No lookup is begun that nobody waits for.
             None
@@ -286,17 +310,26 @@ impl Resolver {
         if matches!(error, ResolveError::NoMatch { .. }) {
             return Answered { pin: fallback(question, reason).ok_or(error), ticket: None };
         }
-        let mut recalled = inner.recall(opened, known, &reason).await;
+        // The lookup may have learned of a newer one: from another process.
+        let known = inner.known(key, tenant).await.or(known);
+        let mut recalled = inner.recall(opened, known, &reason, tags).await;
         // Before a render fails for want of something that was stored, the store is looked over.
         if recalled.is_none() && inner.store().look_for_damage().await {
             handle.reload();
-            recalled = inner.recall(opened, inner.known(key, tenant).await, &reason).await;
+            recalled = inner.recall(opened, inner.known(key, tenant).await, &reason, tags).await;
+        }
+        if recalled.is_none() {
+            let copied = inner.store().pin_of_the_copy(key).await.and_then(|stored| Known::read(&stored));
+            recalled = match copied {
+                Some(copied) => inner.recall(opened, Some(copied), &reason, tags).await,
+                None => None,
+            };
         }
         Answered { pin: recalled.or_else(|| fallback(question, reason)).ok_or(error), ticket: None }
     }
 
     /// The lookup of a question: the one that is under way, or a new one, which goes on when nobody waits for it any more.
-    fn lookup(&self, opened: &Opened, tenant: &str) -> SharedLookup {
+    fn lookup(&self, opened: &Opened, tenant: &str, tags: &Arc<AtomicUsize>) -> SharedLookup {
         let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         // What has ended is no answer to a later question.
         under_way.retain(|_, lookup| !lookup.task.is_finished());
@@ -304,12 +337,12 @@ impl Resolver {
         if let Some(same) = under_way.get(&place) {
             return same.lookup.clone();
         }
-        let (inner, key, handle) = (Arc::clone(&self.inner), opened.key.clone(), opened.handle.clone());
+        let (inner, key, handle) = (Arc::clone(&self.inner), opened.key.clone(), opened.handle.for_lookup());
         let (question, tenant) = (opened.question.clone(), tenant.to_owned());
-        let name = question.name();
+        let (name, tags) = (question.name(), Arc::clone(tags));
         let caller = tenant.clone();
         let work = async move {
-            let looked_up = tokio::time::timeout(BEHIND, inner.look_up(&key, &handle, &question, &caller)).await;
+            let looked_up = tokio::time::timeout(BEHIND, inner.look_up(&key, &handle, &question, &caller, &tags)).await;
             looked_up.unwrap_or_else(|_| Err(ResolveError::Budget { question: question.name(), budget: BEHIND }))
         };
         let own = under_way.keys().filter(|(_, other)| *other == tenant).count();
@@ -389,19 +422,27 @@ impl Inner {
         handle: &RepositoryHandle,
         question: &Question,
         tenant: &str,
+        tags: &AtomicUsize,
     ) -> Result<Choice, ResolveError> {
         if let Some(peer) = &self.settings.peer
-            && let Some(choice) = peer.ask(key, question, tenant).await
-            && let Some(at) = choice.listed.filter(|at| self.clock().is_fresh(*at, self.settings.tags_ttl))
+            && let Some(pin) = peer.ask(key, question, tenant).await
+            && let Some(at) = pin.choice.listed
         {
-            self.keep(key, tenant, Known { at, choice: Arc::new(choice.clone()) });
-            return Ok(choice);
+            let is_newer = self.known(key, tenant).await.is_none_or(|known| known.at < at || known.at > self.clock().now());
+            if is_newer {
+                // Also one that is stale there is the last known good one here.
+                self.keep(key, tenant, Known { at, choice: Arc::new(pin.choice.clone()) });
+            }
+            if pin.is_fresh && self.clock().is_fresh(at, self.settings.tags_ttl) {
+                return Ok(pin.choice);
+            }
         }
-        let chosen = self.choose(handle, question, Mode::Ask).await;
+        let chosen = self.choose(handle, question, Mode::Ask, tags).await;
         handle.save();
         let name = || question.name();
         let choice = chosen.map_err(|error| match error {
             NotChosen::NoMatch(source) => ResolveError::NoMatch { question: name(), source },
+            NotChosen::TooManyTags => ResolveError::TooManyTags { question: name() },
             NotChosen::Missing(LookupError::Registry(source)) => ResolveError::Registry { question: name(), source },
             NotChosen::Missing(LookupError::NotKnown | LookupError::Gone) => ResolveError::Broken { question: name() },
         })?;
@@ -410,9 +451,15 @@ impl Inner {
         Ok(choice)
     }
 
-    async fn choose(&self, handle: &RepositoryHandle, question: &Question, mode: Mode) -> Result<Choice, NotChosen> {
+    async fn choose(
+        &self,
+        handle: &RepositoryHandle,
+        question: &Question,
+        mode: Mode,
+        tags: &AtomicUsize,
+    ) -> Result<Choice, NotChosen> {
         let now = self.clock().now();
-        let lookup = Lookup { question, handle, mode, platforms: &self.settings.platforms, now };
+        let lookup = Lookup { question, handle, mode, platforms: &self.settings.platforms, now, tags };
         let (selection, at) = lookup.choose().await?;
         let digest = selection.digest.filter(|_| question.policy.pins_digest());
         Ok(Choice {
@@ -424,7 +471,7 @@ impl Inner {
     }
 
     /// The last pin, else a choice from what is remembered. None if anything that the policy needs is missing.
-    async fn recall(&self, opened: &Opened<'_>, known: Option<Known>, reason: &str) -> Option<Pin> {
+    async fn recall(&self, opened: &Opened<'_>, known: Option<Known>, reason: &str, tags: &AtomicUsize) -> Option<Pin> {
         let Opened { question, handle, .. } = opened;
         let stale = |since| PinState::Stale { since, reason: reason.to_owned() };
         if let Some(known) = known {
@@ -432,7 +479,7 @@ impl Inner {
             tracing::warn!(question = question.name(), pin = %shown, since = %known.at, %reason, "serving the last known good pin");
             return Some(pin(question, &known.choice, stale(known.at)));
         }
-        let choice = self.choose(handle, question, Mode::Recall).await.ok()?;
+        let choice = self.choose(handle, question, Mode::Recall, tags).await.ok()?;
         let since = choice.listed?;
         tracing::warn!(question = question.name(), pin = %choice.pinned, %reason, "serving a choice from the last complete listing");
         Some(pin(question, &choice, stale(since)))

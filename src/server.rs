@@ -75,7 +75,7 @@ impl Service {
         received.map_err(|status| within(what, &status))
     }
 
-    /// RenderScheduler when its turn has come.
+    /// Renders when its turn has come.
     async fn manifests(&self, received: &Upload, deadline: Option<Instant>, timer: &PhaseTimer) -> Result<Generated, Status> {
         timer.begin("wait");
         let (application, tenant) = (application(received)?, tenant(received));

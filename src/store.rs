@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -49,7 +49,7 @@ const MAX_PENDING_PINS: usize = 20_000;
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Longest time between two attempts.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long another process may take to make the file, and how often that is looked at.
 const MADE: Duration = Duration::from_millis(200);
@@ -57,6 +57,12 @@ const MOMENT: Duration = Duration::from_millis(10);
 
 /// Longest wait of a caller for something that is read.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// After this time without a read the file is closed.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How long nothing is read after a read that took too long.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// Longest wait of the first read until the JSON files of before are taken over.
 const TAKE_OVER: Duration = Duration::from_secs(10);
@@ -141,6 +147,8 @@ struct Shared {
     /// Keeps two threads from rescuing at once.
     rescuing: Mutex<()>,
     is_checked: AtomicBool,
+    /// When the reader last took too long.
+    slow: Mutex<Option<Instant>>,
     /// Has a thread ended?
     has_ended: watch::Sender<bool>,
     counts: Counts,
@@ -181,6 +189,7 @@ impl Store {
             is_prepared: (Mutex::new(false), Condvar::new()),
             rescuing: Mutex::new(()),
             is_checked: AtomicBool::new(false),
+            slow: Mutex::new(None),
             has_ended: watch::Sender::new(false),
             counts: Counts::default(),
         });
@@ -254,13 +263,32 @@ impl Store {
         &self,
         work: impl Fn(&Database) -> Result<Option<T>, StoreError> + Send + 'static,
     ) -> Result<Option<T>, Unreadable> {
+        let is_prepared = *self.shared.is_prepared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let slow = |shared: &Shared| {
+            shared.slow.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|last| last.elapsed() < SLOW)
+        };
+        if is_prepared && slow(&self.shared) {
+            return Err(Unreadable);
+        }
         let (say, hear) = oneshot::channel();
         let job = move |reader: &mut Reader| drop(say.send(reader.read(&work)));
         self.reads.send(Box::new(job)).map_err(|_| Unreadable)?;
-        match tokio::time::timeout(PATIENCE + TAKE_OVER, hear).await {
+        let within = if is_prepared { PATIENCE } else { PATIENCE + TAKE_OVER };
+        match tokio::time::timeout(within, hear).await {
             Ok(Ok(read)) => read,
-            _ => Err(Unreadable),
+            _ => {
+                tracing::warn!(store = %self.shared.path.display(), ?within, "the store does not answer: memory and the registry do");
+                *self.shared.slow.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                Err(Unreadable)
+            }
         }
+    }
+
+    /// The choice for a question in the copy of the last hour: better than nothing where the store itself cannot be read.
+    pub async fn pin_of_the_copy(&self, key: &str) -> Option<StoredChoice> {
+        let (path, key) = (rescue::copy_path(&self.shared.path), key.to_owned());
+        let read = tokio::task::spawn_blocking(move || Database::open_copy(&path).ok()?.pin(&key).ok()?);
+        tokio::time::timeout(PATIENCE, read).await.ok()?.ok()?
     }
 
     /// Stores a choice, behind the caller.

@@ -15,22 +15,46 @@ tokio::task_local! {
 /// A turn of one task.
 #[derive(Debug)]
 pub struct Turn {
-    turns: Arc<Semaphore>,
+    turns: Turns,
     /// For those who wait without a turn: a bounded number, since each holds what it has read.
     asides: Arc<Semaphore>,
     held: Mutex<Held>,
 }
 
+/// The turns of one tenant, and of all. A tenant has less than all of them.
+#[derive(Clone, Debug)]
+pub struct Turns {
+    pub own: Arc<Semaphore>,
+    pub all: Arc<Semaphore>,
+}
+
+/// A turn of a tenant among all.
+#[derive(Debug)]
+pub struct Permit {
+    _own: OwnedSemaphorePermit,
+    _all: OwnedSemaphorePermit,
+}
+
+impl Turns {
+    /// Waits for a turn: first for one of the tenant's own, so that only those who may have one wait among all. `queued` is called between.
+    pub async fn take<G>(&self, queued: impl FnOnce() -> G) -> Permit {
+        let own = Arc::clone(&self.own).acquire_owned().await.expect("the semaphore is never closed");
+        let _queued = queued();
+        let all = Arc::clone(&self.all).acquire_owned().await.expect("the semaphore is never closed");
+        Permit { _own: own, _all: all }
+    }
+}
+
 #[derive(Debug)]
 struct Held {
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Permit>,
     /// Time without a turn.
     aside: Duration,
 }
 
 impl Turn {
     /// A turn that was taken. Turns and places for waiting are shared by all.
-    pub fn new(turns: Arc<Semaphore>, asides: Arc<Semaphore>, permit: OwnedSemaphorePermit) -> Arc<Self> {
+    pub fn new(turns: Turns, asides: Arc<Semaphore>, permit: Permit) -> Arc<Self> {
         Arc::new(Self { turns, asides, held: Mutex::new(Held { permit: Some(permit), aside: Duration::ZERO }) })
     }
 
@@ -58,9 +82,9 @@ pub async fn aside<T>(wait: impl Future<Output = T>) -> T {
     }
     drop(given_back);
     let done = wait.await;
-    let permit = Arc::clone(&turn.turns).acquire_owned().await.ok();
+    let permit = turn.turns.take(|| ()).await;
     let mut held = turn.held.lock().unwrap_or_else(PoisonError::into_inner);
-    held.permit = permit;
+    held.permit = Some(permit);
     held.aside += started.elapsed();
     done
 }
@@ -70,34 +94,34 @@ mod tests {
     use super::*;
     use tokio::sync::oneshot;
 
+    fn one() -> Turns {
+        Turns { own: Arc::new(Semaphore::new(1)), all: Arc::new(Semaphore::new(1)) }
+    }
+
     #[tokio::test]
     async fn who_waits_aside_keeps_nobody_from_working() {
-        let (turns, asides) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(1)));
-        let take = async || {
-            let permit = Arc::clone(&turns).acquire_owned().await.expect("open");
-            Turn::new(Arc::clone(&turns), Arc::clone(&asides), permit)
-        };
+        let (turns, asides) = (one(), Arc::new(Semaphore::new(1)));
+        let take = async || Turn::new(turns.clone(), Arc::clone(&asides), turns.take(|| ()).await);
         let (say, hear) = oneshot::channel::<u8>();
         let first = take().await;
         let waiting = tokio::spawn(Arc::clone(&first).work(aside(hear)));
         // Its turn is free, or this waits for ever.
         let second = take().await;
         say.send(7).expect("it waits");
-        assert_eq!(turns.available_permits(), 0, "the second has it");
+        assert_eq!(turns.all.available_permits(), 0, "the second has it");
         drop(second);
         assert_eq!(waiting.await.expect("no panic").expect("said"), 7);
         assert!(first.aside() > Duration::ZERO);
         drop(first);
-        assert_eq!(turns.available_permits(), 1);
+        assert_eq!((turns.all.available_permits(), turns.own.available_permits()), (1, 1));
         assert_eq!(aside(async { 7 }).await, 7, "also without a turn");
     }
 
     #[tokio::test]
     async fn without_a_place_to_wait_the_turn_is_kept() {
-        let (turns, asides) = (Arc::new(Semaphore::new(1)), Arc::new(Semaphore::new(0)));
-        let permit = Arc::clone(&turns).acquire_owned().await.expect("open");
-        let turn = Turn::new(Arc::clone(&turns), asides, permit);
-        let seen = turn.work(aside(async { turns.available_permits() })).await;
-        assert_eq!((seen, turns.available_permits()), (0, 1));
+        let (turns, asides) = (one(), Arc::new(Semaphore::new(0)));
+        let turn = Turn::new(turns.clone(), asides, turns.take(|| ()).await);
+        let seen = turn.work(aside(async { turns.all.available_permits() })).await;
+        assert_eq!((seen, turns.all.available_permits()), (0, 1));
     }
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Args;
 
 use super::manifest::{ManifestArguments, Rendered, read_manifest};
-use super::{Outcome, STORED, configured, resolver};
+use super::{Outcome, configured, resolver};
 use crate::application::{Application, PARAMETERS};
 use crate::config;
 use crate::failure::{Failure, Failures};
@@ -70,7 +70,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// RenderScheduler, and prints nothing unless everything went well.
+    /// Renders, and prints nothing unless everything went well.
     ///
     /// # Errors
     ///
@@ -119,7 +119,7 @@ impl Arguments {
             }
             timer = PhaseTimer::start("prepare");
         }
-        resolver.flush(STORED).await;
+        super::stored(&resolver).await;
         if !failures.is_empty() {
             return Err(Failures(failures).into());
         }

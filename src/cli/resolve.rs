@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{Format, Outcome, STORED, Usage, configured, print, resolver, write};
+use super::{Format, Outcome, Usage, configured, print, resolver, write};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::image::Repository;
@@ -50,7 +50,7 @@ impl Arguments {
         let config = configured(self.config)?;
         let resolver = resolver(&config, Hits::default(), None, false);
         let answer = resolver.resolve(std::slice::from_ref(&question), Caller::default()).await.remove(0);
-        resolver.flush(STORED).await;
+        super::stored(&resolver).await;
         let pin = match answer {
             Ok(pin) => pin,
             Err(error) => {

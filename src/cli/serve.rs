@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tonic::transport::Server;
 
-use super::{Outcome, STORED, configured, resolver};
+use super::{Outcome, configured, resolver};
 use crate::clock::Clock;
 use crate::config;
 use crate::failure::{Failure, Failures, chain};
@@ -77,7 +77,7 @@ pub struct Arguments {
     #[arg(long, env = "ARGOCD_GRPC_MAX_SIZE_MB", value_name = "MIB", default_value_t = 100, value_parser = at_least_one)]
     max_message_mb: usize,
 
-    /// RenderScheduler at a time; the others wait in their order [default: twice the processors]
+    /// Renders at a time; the others wait in their order [default: twice the processors]
     #[arg(long, env = "PINION_RENDERS_AT_ONCE", value_name = "N", value_parser = at_least_one)]
     renders_at_once: Option<usize>,
 
@@ -250,9 +250,7 @@ impl Arguments {
         if tokio::time::timeout(DRAIN, tasks.wait_for(Task::Plugin)).await.is_err() {
             tracing::warn!("renders were cut off");
         }
-        if !resolver.flush(STORED).await {
-            tracing::warn!("what was learned last could not be stored");
-        }
+        super::stored(&resolver).await;
         drop((tasks, pins_socket, socket));
         ended
     }

@@ -114,7 +114,7 @@ impl<'a> RenderSession<'a> {
         }
     }
 
-    /// PinOverrides pins first, then the registries. Every failure is reported, and every other answer given.
+    /// Given pins first, then the registries. Every failure is reported, and every other answer given.
     pub(super) async fn answer(&mut self, asks: Vec<LookupRequest>, is_rendered: bool) -> (Answers, Vec<Failure>) {
         let mut answers = Answers::new();
         let mut failures = Vec::new();

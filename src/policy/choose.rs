@@ -5,7 +5,7 @@
 //!               └────────────────────── by name alone ───────────────────────┘   └─ by facts, from the best down ─┘
 //! ```
 //!
-//! TagMetadata cost requests to the registry, so they are asked for late: about all that is left for `newest-build`, which ranks by them; about
+//! Facts about a tag cost requests to the registry, so they are asked for late: about all that is left for `newest-build`, which ranks by them; about
 //! the best few at a time for the other strategies, and only if platforms or an age are asked for. A candidate is never passed over
 //! because its facts are unknown. Where tags have a position in time, `newest-build` ranks by that and is like the other strategies.
 

@@ -29,7 +29,7 @@ pub struct Limits {
     pub start: Duration,
     /// Time without a render.
     pub idle: Duration,
-    /// RenderScheduler that it did.
+    /// Renders that it did.
     pub renders: usize,
     /// Its memory after a render, in bytes.
     pub resident: u64,
@@ -46,9 +46,9 @@ impl Default for Limits {
 pub struct Counts {
     /// Workers that live.
     pub workers: Gauge,
-    /// RenderScheduler that a worker did.
+    /// Renders that a worker did.
     pub renders: Counter,
-    /// RenderScheduler that a process did because a worker could not.
+    /// Renders that a process did because a worker could not.
     pub again: Counter,
 }
 

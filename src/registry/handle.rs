@@ -331,6 +331,19 @@ impl RepositoryHandle {
         self.registry.records.weigh(&self.record.key, self.record.bytes());
     }
 
+    /// The same repository for one lookup, which gives its place back when it is dropped.
+    #[must_use]
+    pub fn for_lookup(&self) -> Self {
+        let mut own = self.clone();
+        own.place = Arc::default();
+        own
+    }
+
+    /// Waits for a place for choosing from a large listing that is recalled: one for each tenant.
+    pub async fn recall_place(&self) -> Place {
+        self.tenant.recall().await
+    }
+
     /// Reads the record from the store once more: it was damaged, and knows something else now.
     pub fn reload(&self) {
         self.record.reload();

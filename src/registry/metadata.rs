@@ -20,6 +20,9 @@ use crate::image::{Digest, Platform, printable};
 pub(super) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
 
+/// Images of one index. Those that are built have some ten.
+const MAX_ENTRIES: usize = 1000;
+
 /// The label and annotation that say when an image was built, newest convention first.
 const CREATED: [&str; 2] = ["org.opencontainers.image.created", "org.label-schema.build-date"];
 
@@ -141,6 +144,9 @@ pub(super) fn chart(bytes: &[u8]) -> Result<Blob, String> {
 
 fn index(bytes: &[u8]) -> Result<Content, String> {
     let index: OciImageIndex = serde_json::from_slice(bytes).map_err(|error| format!("an index that is not one: {error}"))?;
+    if index.manifests.len() > MAX_ENTRIES {
+        return Err(format!("an index of {} images, at most {MAX_ENTRIES} are read", index.manifests.len()));
+    }
     let entries = index.manifests.iter().map(entry).collect::<Result<_, _>>()?;
     Ok(Content::Index { entries, created: annotated(index.annotations.as_ref()) })
 }

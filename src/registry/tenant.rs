@@ -26,12 +26,16 @@ const LARGE: usize = 3;
 /// Questions about large repositories that one tenant has under way.
 const LARGE_EACH: usize = 2;
 
+/// Choices from large listings that are recalled at a time.
+const RECALLS: usize = 4;
+
 /// All tenants.
 #[derive(Debug)]
 pub struct Tenants {
     known: Mutex<HashMap<Arc<str>, Weak<Tenant>>>,
     requests: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    recalls: Arc<Semaphore>,
 }
 
 /// One tenant, as long as anybody asks for it.
@@ -40,6 +44,7 @@ pub struct Tenant {
     pub name: Arc<str>,
     requests: Places,
     large: Places,
+    recalls: Places,
 }
 
 #[derive(Debug)]
@@ -59,7 +64,7 @@ pub struct Place {
 impl Default for Tenants {
     fn default() -> Self {
         let all = |places| Arc::new(Semaphore::new(places));
-        Self { known: Mutex::default(), requests: all(REQUESTS), large: all(LARGE) }
+        Self { known: Mutex::default(), requests: all(REQUESTS), large: all(LARGE), recalls: all(RECALLS) }
     }
 }
 
@@ -81,6 +86,7 @@ impl Tenants {
             name: Arc::clone(&name),
             requests: places(FIRST_REQUESTS, REQUESTS_EACH, &self.requests),
             large: places(0, LARGE_EACH, &self.large),
+            recalls: places(0, 1, &self.recalls),
         });
         known.insert(name, Arc::downgrade(&tenant));
         tenant
@@ -96,6 +102,13 @@ impl Tenant {
     /// Waits for a place for a question about a large repository.
     pub async fn large(&self) -> Place {
         self.large.take().await
+    }
+}
+
+impl Tenant {
+    /// Waits for a place for a choice from a large listing that is recalled. It asks nobody, so that it is given back soon.
+    pub async fn recall(&self) -> Place {
+        self.recalls.take().await
     }
 }
 

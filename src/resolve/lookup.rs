@@ -1,6 +1,8 @@
 //! Choosing for one question: the same steps whether the registry is asked or what is remembered is recalled.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -13,6 +15,12 @@ use crate::registry::{Blob, Content, ImageConfig, Listed, Listing, LookupError, 
 /// Tags that take long enough to be worth a line in the log.
 const MANY: usize = 100;
 
+/// Tags that all questions of one render look at together. A render with 100 images of 1,000 tags each looks at 100,000.
+const MAX_TAGS: usize = 2_000_000;
+
+/// Tags that are evaluated on the thread of the lookup itself.
+const LARGE: usize = 10_000;
+
 /// Why nothing was chosen.
 #[derive(Debug)]
 pub enum NotChosen {
@@ -20,6 +28,8 @@ pub enum NotChosen {
     Missing(LookupError),
     /// The tags are known, and none is permitted.
     NoMatch(NoMatch),
+    /// The questions of one render look at too many tags together.
+    TooManyTags,
 }
 
 impl From<LookupError> for NotChosen {
@@ -36,6 +46,8 @@ pub struct Lookup<'a> {
     /// The operator's, for policies that read dates and name no platform.
     pub platforms: &'a [Platform],
     pub now: Timestamp,
+    /// Tags that the questions of the render have looked at.
+    pub tags: &'a AtomicUsize,
 }
 
 impl Lookup<'_> {
@@ -47,10 +59,17 @@ impl Lookup<'_> {
     /// [`NotChosen`].
     pub async fn choose(&self) -> Result<(Selection, Timestamp), NotChosen> {
         let listing = self.handle.listing(self.mode).await?;
+        let count = listing.value.tags.len();
+        if self.tags.fetch_add(count, Ordering::Relaxed) + count > MAX_TAGS {
+            return Err(NotChosen::TooManyTags);
+        }
         let is_ordered = listing.value.is_ordered();
         let (policy, mut candidates) = self.candidates(&listing.value);
+        let policy = Arc::new(policy);
+        let _place = if count >= LARGE && self.mode == Mode::Recall { Some(self.handle.recall_place().await) } else { None };
         loop {
-            let wanted = policy.missing_metadata(&candidates, self.now);
+            let wanted;
+            (candidates, wanted) = self.evaluate(&policy, candidates, Policy::missing_metadata).await;
             if wanted.len() > MANY && self.mode == Mode::Ask {
                 tracing::info!(repository = %self.question.repository, tags = wanted.len(), "looking into many tags");
             }
@@ -61,10 +80,28 @@ impl Lookup<'_> {
                 !fill(&mut candidates, found)
             };
             if is_last {
-                let selection = policy.select(&candidates, self.now).map_err(NotChosen::NoMatch)?;
-                return Ok((selection, listing.at));
+                let (_, selection) = self.evaluate(&policy, candidates, Policy::select).await;
+                return Ok((selection.map_err(NotChosen::NoMatch)?, listing.at));
             }
         }
+    }
+
+    /// Evaluates a policy over candidates: many of them on a thread where nobody waits, since it takes a processor for some time.
+    async fn evaluate<T: Send + 'static>(
+        &self,
+        policy: &Arc<Policy>,
+        candidates: Vec<Candidate>,
+        work: fn(&Policy, &[Candidate], Timestamp) -> T,
+    ) -> (Vec<Candidate>, T) {
+        let (policy, now) = (Arc::clone(policy), self.now);
+        let evaluate = move || {
+            let outcome = work(&policy, &candidates, now);
+            (candidates, outcome)
+        };
+        if self.tags.load(Ordering::Relaxed) < LARGE {
+            return evaluate();
+        }
+        tokio::task::spawn_blocking(evaluate).await.expect("choosing does not panic")
     }
 
     /// What is chosen from, and the policy with its defaults for that.
@@ -118,11 +155,8 @@ impl Lookup<'_> {
                         images.push(ImageBuild { platform: Some(platform.clone()), created: None });
                         continue;
                     }
-                    let child = match self.handle.manifest(&Target::Digest(entry.digest.clone()), self.mode).await {
-                        // An index that was copied for some of its platforms: not built for this one.
-                        Err(error) if error.is_gone() => continue,
-                        child => child?,
-                    };
+                    // Also one that is missing makes no complete answer: perhaps the registry has lost it for a moment only.
+                    let child = self.handle.manifest(&Target::Digest(entry.digest.clone()), self.mode).await?;
                     let built = self.built_for(&child, *index).await?;
                     images.push(ImageBuild { platform: Some(platform.clone()), ..built });
                 }

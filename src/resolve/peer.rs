@@ -18,7 +18,7 @@ use crate::placeholder::words::{Target, Words};
 use crate::registry::Access;
 
 /// The protocol's version: another one is not understood.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// Longest line, in bytes.
 pub const MAX_LINE: u64 = 256 * 1024;
@@ -48,9 +48,18 @@ pub struct Request {
     pub tenant: String,
 }
 
+/// What is answered.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PeerPin {
+    pub choice: Choice,
+    /// Not when it is the last known good one, because the registry could not be asked.
+    pub is_fresh: bool,
+}
+
 impl PeerClient {
-    /// A fresh choice. [`None`] when there is nobody, or nobody who knows.
-    pub(super) async fn ask(&self, key: &str, question: &Question, tenant: &str) -> Option<Choice> {
+    /// What the other process knows. [`None`] when it is not there, or knows nothing.
+    pub(super) async fn ask(&self, key: &str, question: &Question, tenant: &str) -> Option<PeerPin> {
         let secret = match &question.access {
             Access::Operator => None,
             Access::Application(source) => Some(source.to_string()),
@@ -80,7 +89,7 @@ impl PeerClient {
         }
     }
 
-    async fn exchange(&self, request: &Request) -> io::Result<Option<Choice>> {
+    async fn exchange(&self, request: &Request) -> io::Result<Option<PeerPin>> {
         let mut stream = UnixStream::connect(&self.socket).await?;
         stream.write_all(&line(request)?).await?;
         let text = read_line(&mut stream).await?;
@@ -102,9 +111,16 @@ impl Request {
     }
 }
 
-/// The answer for a pin, if that is one to pass on.
-pub fn answer(pin: &Pin) -> Option<&Choice> {
-    (pin.freshness == PinState::Fresh).then_some(&pin.choice)
+impl PeerPin {
+    /// The answer for a pin, if that was chosen from a listing.
+    pub fn of(pin: &Pin) -> Option<Self> {
+        let is_fresh = match pin.freshness {
+            PinState::Fresh => true,
+            PinState::Stale { .. } => false,
+            PinState::Fallback { .. } | PinState::Given => return None,
+        };
+        Some(Self { choice: pin.choice.clone(), is_fresh })
+    }
 }
 
 /// A message as it is sent.

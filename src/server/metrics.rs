@@ -83,7 +83,7 @@ impl Metrics {
         let mut registry = Registry::with_prefix("pinion");
         let (renders, stale) = (Family::default(), Counter::default());
         let (seconds, phases) = (buckets(), Family::new_with_constructor(buckets as fn() -> Histogram));
-        registry.register("renders", "RenderScheduler that were asked for", Family::clone(&renders));
+        registry.register("renders", "Renders that were asked for", Family::clone(&renders));
         registry.register("render_seconds", "Time of a render, its turn included, the transfer not", Histogram::clone(&seconds));
         registry.register(
             "phase_seconds",
@@ -93,8 +93,8 @@ impl Metrics {
         registry.register("stale_pins", "Pins that were served though the registry could not be asked", Counter::clone(&stale));
         registry.register("cache", "Questions to caches, by layer and result", hits.0.clone());
         registry.register("registry_requests", "Requests to registries, by registry and status", requests.family.clone());
-        registry.register("renders_waiting", "RenderScheduler that wait for their turn", queue.waiting.clone());
-        registry.register("renders_running", "RenderScheduler that have their turn", queue.running.clone());
+        registry.register("renders_waiting", "Renders that wait for their turn", queue.waiting.clone());
+        registry.register("renders_running", "Renders that have their turn", queue.running.clone());
         Self { registry, renders, seconds, phases, stale, hits: hits.clone() }
     }
 
@@ -160,7 +160,7 @@ impl Metrics {
         helm.get_or_create(&HelmLabels { runner }).set(1);
         self.registry.register("helm", "What renders charts: `worker` or `process`", helm);
         self.registry.register("helm_workers", "Warm Helm workers that live", workers.workers.clone());
-        self.registry.register("helm_worker_renders", "RenderScheduler that a warm worker did", workers.renders.clone());
+        self.registry.register("helm_worker_renders", "Renders that a warm worker did", workers.renders.clone());
         self.registry.register(
             "helm_worker_lost",
             "RenderScheduler that a process did because a worker could not",

@@ -8,7 +8,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::resolve::peer::{self, Request, line, read_line};
+use crate::resolve::peer::{PeerPin, Request, line, read_line};
 use crate::resolve::{Caller, Resolver};
 
 /// Callers that are answered at a time; the others wait.
@@ -42,7 +42,7 @@ pub async fn answer(listener: UnixListener, resolver: Arc<Resolver>, configurati
 
 async fn one(mut stream: UnixStream, resolver: &Resolver, configuration: &str) -> std::io::Result<()> {
     let request: Request = serde_json::from_str(&read_line(&mut stream).await?)?;
-    let question = request.question(configuration).filter(|question| resolver.key(question) == request.key);
+    let question = request.question(configuration).filter(|question| resolver.key(question, &request.tenant) == request.key);
     let answer = match question {
         Some(question) => {
             let caller = Caller { tenant: &request.tenant, deadline: None };
@@ -53,5 +53,5 @@ async fn one(mut stream: UnixStream, resolver: &Resolver, configuration: &str) -
         .ok(),
         None => None,
     };
-    stream.write_all(&line(&answer.as_ref().and_then(peer::answer))?).await
+    stream.write_all(&line(&answer.as_ref().and_then(PeerPin::of))?).await
 }

@@ -14,12 +14,12 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::turn::Turn;
+use crate::turn::{Turn, Turns};
 
-/// RenderScheduler that may wait without a turn, for each that has one.
+/// Renders that may wait without a turn, for each that has one.
 const ASIDE: usize = 8;
 
-/// RenderScheduler of one tenant that are admitted at a time, for each turn. Together they can all wait without a turn.
+/// Renders of one tenant that are admitted at a time, for each turn. Together they can all wait without a turn.
 const ADMITTED: usize = 2;
 
 /// How much of the typical time the last render decides.
@@ -34,7 +34,7 @@ pub struct RenderScheduler {
     /// Places for renders that wait for something without their turn.
     asides: Arc<Semaphore>,
     tenants: Mutex<HashMap<String, Weak<Tenant>>>,
-    /// Admitted renders that wait for their turn.
+    /// Renders that wait among all tenants'.
     queued: AtomicUsize,
     at_once: usize,
     /// How long a render holds its turn, lately, in microseconds.
@@ -47,7 +47,8 @@ pub struct RenderScheduler {
 #[derive(Debug)]
 struct Tenant {
     admitted: Arc<Semaphore>,
-    /// RenderScheduler that wait to be admitted.
+    turns: Turns,
+    /// Renders that wait to be admitted, or for one of their tenant's turns.
     waiting: AtomicUsize,
 }
 
@@ -112,12 +113,13 @@ impl RenderScheduler {
             return Err(late);
         }
         let queue = async {
-            let admitted = {
-                let _waiting = Place::take(&tenant.waiting);
-                Arc::clone(&tenant.admitted).acquire_owned().await
+            let waiting = Place::take(&tenant.waiting);
+            let admitted = Arc::clone(&tenant.admitted).acquire_owned().await;
+            let queued = || {
+                drop(waiting);
+                Place::take(&self.queued)
             };
-            let _queued = Place::take(&self.queued);
-            (admitted, Arc::clone(&self.turns).acquire_owned().await)
+            (admitted, tenant.turns.take(queued).await)
         };
         let (admitted, turn) = match deadline {
             Some(deadline) => {
@@ -126,11 +128,11 @@ impl RenderScheduler {
             }
             None => queue.await,
         };
-        let (_admitted, turn) = (admitted.map_err(|_| Rejected::BrokeOff)?, turn.map_err(|_| Rejected::BrokeOff)?);
+        let _admitted = admitted.map_err(|_| Rejected::BrokeOff)?;
         drop(waiting);
         let _running = Counted::new(&self.gauges.running);
         // Also what is cut off at its deadline tells how long renders take.
-        let turn = Turn::new(Arc::clone(&self.turns), Arc::clone(&self.asides), turn);
+        let turn = Turn::new(tenant.turns.clone(), Arc::clone(&self.asides), turn);
         let _learning = Learning(&self.typical, Instant::now(), Arc::clone(&turn));
         let mut tasks = JoinSet::new();
         let runtime = self.runtime.as_ref().expect("it is there until the end");
@@ -153,7 +155,10 @@ impl RenderScheduler {
         }
         tenants.retain(|_, tenant| tenant.strong_count() > 0);
         let admitted = Arc::new(Semaphore::new(self.at_once * ADMITTED));
-        let tenant = Arc::new(Tenant { admitted, waiting: AtomicUsize::new(0) });
+        // One turn at least is left for others.
+        let own = Arc::new(Semaphore::new((self.at_once * 3 / 4).max(1)));
+        let turns = Turns { own, all: Arc::clone(&self.turns) };
+        let tenant = Arc::new(Tenant { admitted, turns, waiting: AtomicUsize::new(0) });
         tenants.insert(name.to_owned(), Arc::downgrade(&tenant));
         tenant
     }
@@ -162,7 +167,7 @@ impl RenderScheduler {
     fn late(&self, deadline: Option<Instant>, tenant: &Tenant) -> Option<Rejected> {
         let left = deadline?.saturating_duration_since(Instant::now());
         let ahead = tenant.waiting.load(Ordering::Relaxed) + self.queued.load(Ordering::Relaxed);
-        if self.turns.available_permits() > 0 && tenant.admitted.available_permits() > 0 {
+        if self.turns.available_permits() > 0 && tenant.turns.own.available_permits() > 0 {
             return None;
         }
         let rounds = u32::try_from(ahead / self.at_once + 1).unwrap_or(u32::MAX);
@@ -308,6 +313,23 @@ mod tests {
         }
         assert_eq!(renders.run(soon(60_000), "other", async { 7 }).await, Ok(7));
         waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn renders_that_work_for_long_leave_a_turn_to_other_tenants() {
+        let renders = Arc::new(RenderScheduler::new(4).expect("threads"));
+        let mut working = Vec::new();
+        for _ in 0..20 {
+            let renders = Arc::clone(&renders);
+            working.push(tokio::spawn(async move { renders.run(None, "slow", std::future::pending::<()>()).await }));
+        }
+        while renders.turns.available_permits() > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for _ in 0..3 {
+            assert_eq!(renders.run(soon(60_000), "other", async { 7 }).await, Ok(7));
+        }
+        working.iter().for_each(tokio::task::JoinHandle::abort);
     }
 
     #[tokio::test]

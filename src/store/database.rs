@@ -65,6 +65,9 @@ const MIGRATIONS: [&str; 1] = ["
 #[allow(clippy::cast_possible_wrap, reason = "there are few migrations")]
 const VERSION: i64 = MIGRATIONS.len() as i64;
 
+/// The fact that holds the version a second time.
+const SCHEMA: &str = "schema";
+
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 
@@ -94,6 +97,8 @@ pub(super) struct Database {
     path: PathBuf,
     /// Which file it is: another one may have taken its place.
     file: (u64, u64),
+    /// Which its log and the log's index are, when they were first looked at.
+    log: Option<[Option<(u64, u64)>; 2]>,
     /// The copy of a file that cannot be opened where it is, removed with this.
     _copy: Option<tempfile::TempDir>,
 }
@@ -129,7 +134,7 @@ impl Database {
         )?;
         let pages = i64::try_from(most_bytes / PAGE).unwrap_or(i64::MAX).max(64);
         connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
-        let mut database = Self { connection, path: path.to_owned(), file, _copy: None };
+        let mut database = Self { connection, path: path.to_owned(), file, log: None, _copy: None };
         database.migrate()?;
         Ok(database)
     }
@@ -142,7 +147,7 @@ impl Database {
     pub fn open_to_read(path: &Path) -> Result<Option<Self>, StoreError> {
         let Some(file) = identity(path)? else { return Ok(None) };
         refuse_network(path.parent().unwrap_or(Path::new(".")))?;
-        let opened = |connection, copy| Ok(Some(Self { connection, path: path.to_owned(), file, _copy: copy }));
+        let opened = |connection, copy| Ok(Some(Self { connection, path: path.to_owned(), file, log: None, _copy: copy }));
         match open_to_read(path, "") {
             Ok(connection) => opened(connection, None),
             // Made a moment ago by another process, which has not written anything yet.
@@ -157,22 +162,41 @@ impl Database {
         }
     }
 
+    /// Opens a copy, which nobody writes.
+    pub fn open_copy(path: &Path) -> Result<Self, StoreError> {
+        if identity(path)?.is_none() {
+            return Err(StoreError::NoFile);
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(READ_WAIT)?;
+        Ok(Self { connection, path: path.to_owned(), file: (0, 0), log: None, _copy: None })
+    }
+
+    /// How many choices there are.
+    pub fn count_pins(&self) -> Result<i64, StoreError> {
+        Ok(self.connection.query_row("SELECT count(*) FROM pins", [], |row| row.get(0))?)
+    }
+
     /// Opens a file that may be damaged, to read what can be read.
     pub fn open_damaged(path: &Path) -> Result<Self, StoreError> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-        Ok(Self { connection, path: path.to_owned(), file: (0, 0), _copy: None })
+        Ok(Self { connection, path: path.to_owned(), file: (0, 0), log: None, _copy: None })
     }
 
-    /// Whether the file at the path is still the one that was opened.
-    pub fn is_current(&self) -> bool {
-        identity(&self.path).is_ok_and(|file| file == Some(self.file))
+    /// Whether the file at the path and its log are still those that were opened.
+    pub fn is_current(&mut self) -> bool {
+        let is_emptied = fs::metadata(&self.path).is_ok_and(|data| data.len() == 0);
+        let log = ["-wal", "-shm"].map(|end| identity(&beside(&self.path, end)).ok().flatten());
+        let is_same_log = self._copy.is_some() || *self.log.get_or_insert(log) == log;
+        !is_emptied && is_same_log && identity(&self.path).is_ok_and(|file| file == Some(self.file))
     }
 
     fn migrate(&mut self) -> Result<(), StoreError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version > VERSION {
-            return Err(StoreError::Newer(version));
+            return Err(newer(&transaction, version));
         }
         if version < VERSION {
             for migration in MIGRATIONS.iter().skip(usize::try_from(version).unwrap_or(0)) {
@@ -181,6 +205,8 @@ impl Database {
                 fail_point!("store::after_migration", |_| std::process::abort());
             }
             transaction.execute_batch(&format!("PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};"))?;
+            let sql = "INSERT INTO facts (name, value) VALUES (?1, ?2) ON CONFLICT DO UPDATE SET value = excluded.value";
+            transaction.execute(sql, params![SCHEMA, VERSION.to_string()])?;
         }
         transaction.commit()?;
         Ok(())
@@ -341,11 +367,22 @@ fn open_to_read(path: &Path, pragma: &str) -> Result<Connection, StoreError> {
     connection.execute_batch(pragma)?;
     connection.execute_batch("PRAGMA query_only = on; PRAGMA trusted_schema = off; PRAGMA cell_size_check = on;")?;
     let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    match version {
-        0 => Err(StoreError::NoFile),
-        _ if version > VERSION => Err(StoreError::Newer(version)),
+    if version == 0 {
+        let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))?;
+        return Err(if tables == 0 { StoreError::NoFile } else { StoreError::Damaged });
+    }
+    // One of a newer version is read as far as it is the same.
+    match newer(&connection, version) {
+        StoreError::Damaged if version > VERSION => Err(StoreError::Damaged),
         _ => Ok(connection),
     }
+}
+
+/// Tells a store that a newer Pinion wrote from one whose version is damaged: it is written in two places.
+fn newer(connection: &Connection, version: i64) -> StoreError {
+    let sql = "SELECT value FROM facts WHERE name = ?1";
+    let told: rusqlite::Result<String> = connection.query_row(sql, [SCHEMA], |row| row.get(0));
+    if told.is_ok_and(|told| told == version.to_string()) { StoreError::Newer(version) } else { StoreError::Damaged }
 }
 
 /// Opens a copy of the file and of its log.
@@ -399,7 +436,8 @@ impl StoreError {
         match self {
             Self::Damaged => true,
             Self::Sqlite(error) => match error.sqlite_error_code() {
-                Some(code) => matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase),
+                // The statements are constants: what SQLite does not understand is the schema.
+                Some(code) => matches!(code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::Unknown),
                 // A value that is not of its column's type.
                 None => {
                     matches!(

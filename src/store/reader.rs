@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use super::database::Database;
-use super::{PAUSE, Read, Shared, State, StoreError, TAKE_OVER, Unreadable, rescue};
+use super::{IDLE, PAUSE, Read, Shared, State, StoreError, TAKE_OVER, Unreadable, rescue};
 
 /// The thread that reads.
 pub(super) struct Reader {
@@ -26,8 +26,13 @@ impl Reader {
         let (is_prepared, prepared) = &self.shared.is_prepared;
         let guard = is_prepared.lock().unwrap_or_else(PoisonError::into_inner);
         drop(prepared.wait_timeout_while(guard, TAKE_OVER, |is_prepared| !*is_prepared));
-        while let Ok(job) = jobs.recv() {
-            job(&mut self);
+        loop {
+            match jobs.recv_timeout(IDLE) {
+                Ok(job) => job(&mut self),
+                // What is closed cannot be held open on a file that is gone.
+                Err(mpsc::RecvTimeoutError::Timeout) => self.database = None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            }
         }
         // The last handle is gone.
         self.shared.lock().is_closed = true;
@@ -36,7 +41,7 @@ impl Reader {
 
     /// The file as it is now. [`None`] if there is none.
     pub fn database(&mut self) -> Result<Option<&Database>, StoreError> {
-        if self.database.as_ref().is_some_and(|database| !database.is_current()) {
+        if self.database.as_mut().is_some_and(|database| !database.is_current()) {
             self.database = None;
         }
         if self.database.is_none() {
@@ -47,7 +52,7 @@ impl Reader {
     }
 
     pub fn rescue(&mut self) -> bool {
-        let is_replaced = self.database.as_ref().is_some_and(|database| !database.is_current());
+        let is_replaced = self.database.as_mut().is_some_and(|database| !database.is_current());
         self.database = None;
         is_replaced || self.shared.rescue()
     }

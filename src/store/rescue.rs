@@ -51,9 +51,16 @@ pub(super) fn copy(path: &Path) -> Result<(), StoreError> {
     // A damaged store must not take the place of a good copy.
     database.check()?;
     let new = beside(path, ".copy.new");
-    let _ = fs::remove_file(&new);
+    for end in ["", "-journal"] {
+        let _ = fs::remove_file(beside(&new, end));
+    }
     // SQLite writes into an empty file, which has the mode that it should have.
     File::options().create_new(true).write(true).mode(0o600).open(&new)?;
+    // What was lost since must not be lost in the copy, too.
+    let before = Database::open_copy(&copy_path(path)).and_then(|copy| copy.count_pins()).unwrap_or(0);
+    if before > 0 && database.count_pins()? == 0 {
+        return Ok(());
+    }
     let copied = database.copy_to(&new);
     fail_point!("store::in_copy", |_| std::process::abort());
     if let Err(error) = copied.and_then(|()| Ok(fs::rename(&new, copy_path(path))?)) {
@@ -81,11 +88,17 @@ pub(super) fn rescue(path: &Path, most_bytes: u64, now: Timestamp) -> Result<(),
     {
         let mut database = Database::open(&unfinished, most_bytes)?;
         database.import("rescued", now, |importer| {
-            for source in [copy_path(path), path.to_owned()] {
-                let Ok(source) = Database::open_damaged(&source) else { continue };
-                let read = source.salvage(importer);
-                pins = pins.max(read.0);
-                repositories = repositories.max(read.1);
+            let open = |path: &Path| Database::open_damaged(path).ok();
+            let (copy, damaged) = (open(&copy_path(path)), open(path));
+            if let Some(source) = &copy {
+                repositories = source.salvage_records(importer);
+                pins = source.salvage_pins(importer);
+            }
+            if let Some(source) = &damaged {
+                repositories = repositories.max(source.salvage_records(importer));
+                // A pin that only the copy has is older than a listing that was read since, which tells more.
+                importer.forget_outdated_pins()?;
+                pins = pins.max(source.salvage_pins(importer));
             }
             Ok(())
         })?;
@@ -113,10 +126,21 @@ pub(super) fn rescue(path: &Path, most_bytes: u64, now: Timestamp) -> Result<(),
     Ok(())
 }
 
-/// Puts a rescued store in its place, if a kill has left it beside.
+/// Puts a rescued store in its place, if a kill has left it beside; or the copy, if the store is gone or empty.
 pub(super) fn finish(path: &Path) {
     let new = beside(path, ".rescue");
-    if fs::symlink_metadata(path).is_err() && new.is_file() {
+    let is_gone = fs::symlink_metadata(path).map_or_else(|_| true, |data| data.is_file() && data.len() == 0);
+    let has_log = fs::metadata(beside(path, "-wal")).is_ok_and(|data| data.len() > 0);
+    if is_gone && !has_log && !new.is_file() && copy_path(path).is_file() {
+        let Some(_lock) = lock(path) else { return };
+        let unfinished = beside(path, ".rescue.new");
+        let restored = fs::copy(copy_path(path), &unfinished).and_then(|_| fs::rename(&unfinished, path));
+        if restored.is_ok() {
+            tracing::error!(store = %path.display(), "the store was gone: the last copy takes its place");
+        }
+        return;
+    }
+    if is_gone && new.is_file() {
         // What is left of the damaged one's log is not this one's.
         for end in ["-wal", "-shm"] {
             let _ = fs::remove_file(beside(path, end));
@@ -126,9 +150,9 @@ pub(super) fn finish(path: &Path) {
 }
 
 impl Database {
-    /// Reads what can be read of a damaged file, from both ends of each table, and hands on what has a right checksum.
-    fn salvage(&self, into: &mut Importer) -> (usize, usize) {
-        let (mut pins, mut repositories) = (BTreeSet::new(), BTreeSet::new());
+    /// Reads the choices that can be read of a damaged file, from both ends of the table, and hands on those with a right checksum. Returns how many.
+    fn salvage_pins(&self, into: &mut Importer) -> usize {
+        let mut pins = BTreeSet::new();
         for order in ["", " ORDER BY key DESC, tenant DESC"] {
             let _ = self.each_pin(&format!("SELECT key, tenant, at, choice, sum FROM pins{order}"), |pin| {
                 if let Ok(pin) = pin
@@ -139,7 +163,12 @@ impl Database {
                 Ok(())
             });
         }
-        let mut keys = BTreeSet::new();
+        pins.len()
+    }
+
+    /// The same with records.
+    fn salvage_records(&self, into: &mut Importer) -> usize {
+        let (mut keys, mut repositories) = (BTreeSet::new(), BTreeSet::new());
         for order in ["", " ORDER BY id DESC"] {
             let Ok(mut statement) = self.connection.prepare(&format!("SELECT key FROM repositories{order}")) else { continue };
             let Ok(mut rows) = statement.query([]) else { continue };
@@ -161,7 +190,7 @@ impl Database {
                 repositories.insert(key);
             }
         }
-        (pins.len(), repositories.len())
+        repositories.len()
     }
 
     fn askers(&self, key: &str) -> Result<BTreeMap<String, Timestamp>, StoreError> {

@@ -30,6 +30,17 @@ impl<'t> Importer<'t> {
     }
 }
 
+impl Importer<'_> {
+    /// Forgets choices whose repository has a newer listing.
+    pub fn forget_outdated_pins(&mut self) -> Result<(), StoreError> {
+        let sql = "DELETE FROM pins WHERE EXISTS (
+                     SELECT 1 FROM repositories r WHERE substr(pins.key, 1, length(r.key) + 1) = r.key || ' '
+                     AND r.listing IS NOT NULL AND r.listed_at > pins.at)";
+        self.transaction.execute(sql, [])?;
+        Ok(())
+    }
+}
+
 /// Writes a choice. A newer one that is there stays, unless it lies in the future.
 pub(super) fn write_pin(transaction: &Transaction, pin: &PinRow, now: i64) -> Result<(), StoreError> {
     let PinRow { key, tenant, stored } = pin;
@@ -37,7 +48,7 @@ pub(super) fn write_pin(transaction: &Transaction, pin: &PinRow, now: i64) -> Re
     let sum = checksum(&[key, tenant, &at.to_string(), &stored.choice]);
     let sql = "INSERT INTO pins (key, tenant, at, choice, sum) VALUES (?1, ?2, ?3, ?4, ?5)
                ON CONFLICT (key, tenant) DO UPDATE SET at = excluded.at, choice = excluded.choice, sum = excluded.sum
-               WHERE excluded.at >= pins.at OR pins.at > ?6";
+               WHERE (excluded.at >= pins.at AND excluded.at <= ?6) OR pins.at > ?6";
     transaction.prepare_cached(sql)?.execute(params![key, tenant, at, stored.choice, sum, now])?;
     Ok(())
 }
@@ -52,7 +63,7 @@ pub(super) fn write_record(transaction: &Transaction, key: &str, changes: &Chang
     if let Some(NewListing { at, text, .. }) = &changes.listing {
         let (at, text) = (at.as_microsecond(), text());
         let sum = checksum(&[key, &text]);
-        let newer = "id = ?1 AND (listed_at IS NULL OR listed_at <= ?2 OR listed_at > ?3)";
+        let newer = "id = ?1 AND (listed_at IS NULL OR (listed_at <= ?2 AND ?2 <= ?3) OR listed_at > ?3)";
         let listed_sum = listed_sum(key, at, sum);
         if sum == stored_sum {
             // The same tags again: their text is not written anew.
@@ -68,7 +79,7 @@ pub(super) fn write_record(transaction: &Transaction, key: &str, changes: &Chang
         let mut statement = transaction.prepare_cached(
             "INSERT INTO tags (repository, tag, at, digest, sum) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT (repository, tag) DO UPDATE SET at = excluded.at, digest = excluded.digest, sum = excluded.sum
-             WHERE excluded.at >= tags.at OR tags.at > ?6",
+             WHERE (excluded.at >= tags.at AND excluded.at <= ?6) OR tags.at > ?6",
         )?;
         for (tag, (at, digest)) in &changes.tags {
             let at = at.as_microsecond();

@@ -275,10 +275,10 @@ async fn a_store_of_a_newer_version_is_left_alone() {
     let fixture = Fixture::new();
     fixture.put(&[pin("a", "1.0", 10)]).await;
     let connection = rusqlite::Connection::open(fixture.path()).expect("opened");
-    connection.execute_batch("PRAGMA user_version = 99").expect("written");
+    connection.execute_batch("PRAGMA user_version = 99; UPDATE facts SET value = '99' WHERE name = 'schema'").expect("written");
     drop(connection);
     let store = fixture.open();
-    assert_eq!(store.pin("a").await, Err(Unreadable));
+    assert_eq!(store.pin("a").await.expect("readable").map(|pin| pin.choice).as_deref(), Some("1.0"), "as far as it is the same");
     store.put_pin(pin("a", "1.1", 20));
     assert!(!store.flush(Duration::from_millis(100)).await);
     let connection = rusqlite::Connection::open(fixture.path()).expect("opened");
@@ -422,7 +422,10 @@ fn network_file_systems_are_known_by_name() {
 #[tokio::test]
 async fn a_copy_is_made_and_a_damaged_store_does_not_replace_it() {
     let fixture = Fixture::new();
-    fixture.put(&[pin("a", "1.0", 10)]).await;
+    // The process that makes the store copies nothing.
+    for _ in 0..2 {
+        fixture.put(&[pin("a", "1.0", 10)]).await;
+    }
     let copy = rescue::copy_path(&fixture.path());
     let is_due = |hours| rescue::is_copy_due(&fixture.path(), Timestamp::now() + SignedDuration::from_hours(hours));
     assert!(copy.is_file() && !is_due(0));

@@ -51,7 +51,13 @@ impl Writer {
             if is_done {
                 self.copy_if_due();
             }
-            self.shared.lock().is_writing = false;
+            {
+                let mut pending = self.shared.lock();
+                pending.is_writing = false;
+                if pending.is_empty() {
+                    self.database = None;
+                }
+            }
             pass += 1;
             let _ = self.shared.passes.send_replace((pass, is_done));
             if is_closed && !is_done {
@@ -188,11 +194,15 @@ impl Writer {
     }
 
     fn database(&mut self) -> Result<&mut Database, StoreError> {
-        if self.database.as_ref().is_some_and(|database| !database.is_current()) {
+        if self.database.as_mut().is_some_and(|database| !database.is_current()) {
             self.database = None;
         }
         if self.database.is_none() {
             rescue::finish(&self.shared.path);
+            // One that is made now has nothing yet that must be copied.
+            if !self.shared.path.exists() {
+                self.last_copy = Some(Instant::now());
+            }
             let started = Instant::now();
             let mut opened = Database::open(&self.shared.path, self.shared.settings.most_bytes);
             // While another process makes the file, SQLite does not wait for it.

@@ -1,6 +1,6 @@
 //! Reads the archive that Argo CD sends: a gzip of a tar of the checkout.
 //!
-//! Bytes go in, a [`ArchiveIndex`] comes out, or an error and nothing. The tar is kept as it is, and what stands where in it: inflating and one
+//! Bytes go in, an [`ArchiveIndex`] comes out, or an error and nothing. The tar is kept as it is, and what stands where in it: inflating and one
 //! write of each byte are all that an archive costs. What Argo CD's own server accepts is accepted (`util/io/files/tar.go`):
 //! regular files, directories and links; everything else is passed over. The archive is written by tenants: no name and no link leads
 //! out of the checkout, and bytes, entries and names are bounded.

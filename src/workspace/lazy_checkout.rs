@@ -1,4 +1,4 @@
-//! Writes out what a render reads of a [`ArchiveIndex`], and no more: a private directory that fills as paths are asked for.
+//! Writes out what a render reads of an [`ArchiveIndex`], and no more: a private directory that fills as paths are asked for.
 //!
 //! The directory belongs to one request, so that what stands in it is all that its render can have read: [`LazyCheckout::digest`]
 //! covers it.

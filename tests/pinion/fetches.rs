@@ -139,7 +139,7 @@ fn packed(place: &Path, home: &Path) -> Vec<PathBuf> {
     archives.into()
 }
 
-/// RenderScheduler a chart as Argo CD does: Helm builds the dependencies, and renders.
+/// Renders a chart as Argo CD does: Helm builds the dependencies, and renders.
 fn native(chart: &Path, home: &Path, repository: &str) -> (String, Vec<String>) {
     helm(chart, home, &["repo", "add", "test", repository]);
     helm(chart, home, &["repo", "add", "deep", &format!("{repository}/deep/repository")]);

@@ -21,7 +21,7 @@ use crate::support::registry::FakeRegistry;
 /// Files of an application, at their paths in the checkout.
 type Files<'a> = &'a [(&'a str, &'a str)];
 
-/// RenderScheduler with Pinion, as the plugin of an application `web` in the namespace `prod`.
+/// Renders with Pinion, as the plugin of an application `web` in the namespace `prod`.
 async fn pinion(files: Files<'_>, path: &str, parameters: Value) -> String {
     let registry = FakeRegistry::start().await;
     registry.tags("acme/web", ["1.0.2", "1.10.0", "2.0.0"]);

@@ -15,7 +15,11 @@ async fn fixture() -> (FakeRegistry, Driver) {
     let registry = FakeRegistry::start().await;
     registry.tags("acme/web", ["1.0.0"]);
     let driver = Driver::new(PROGRAM, &registry).impatient().env("PINION_LOOKUP_TIMEOUT", "100s");
-    assert_eq!(ask(&driver).ok(), "1.0.0\n");
+    // The second one copies the store.
+    for _ in 0..2 {
+        assert_eq!(ask(&driver).ok(), "1.0.0\n");
+    }
+    assert!(dir(&driver).join("pinion.db.copy").exists());
     (registry, driver)
 }
 
@@ -294,6 +298,76 @@ async fn a_damaged_store_never_answers_with_something_else() {
             fs::write(damaged, bytes).expect("written");
             let ran = ask(&driver);
             assert_eq!((ran.status, ran.stdout.as_str()), (0, "1.0.0\n"), "{place}, copy {has_copy}: {}", ran.stderr);
+        }
+    }
+}
+
+/// A store that somebody emptied, removed or spoiled in its head is made again from the copy, offline too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_gone_comes_back_from_its_copy() {
+    let (registry, driver) = fixture().await;
+    let path = dir(&driver).join("pinion.db");
+    let spoil = |sql: &str| database(&driver).execute_batch(sql).expect("written");
+    let byte = |place: usize, value: u8| {
+        let mut bytes = fs::read(&path).expect("read");
+        bytes[place] = value;
+        fs::write(&path, bytes).expect("written");
+    };
+    let damages: [(&str, &dyn Fn()); 6] = [
+        ("emptied", &|| fs::write(&path, "").expect("written")),
+        ("removed", &|| fs::remove_file(&path).expect("removed")),
+        ("version", &|| byte(60, 1)),
+        ("no version", &|| byte(63, 0)),
+        ("format", &|| byte(47, 9)),
+        ("no table", &|| spoil("DROP TABLE pins")),
+    ];
+    for (name, damage) in damages {
+        spoil("PRAGMA wal_checkpoint(truncate)");
+        damage();
+        assert_eq!(offline(&registry, &driver), "1.0.0\n", "{name}");
+        let copy = rusqlite::Connection::open(dir(&driver).join("pinion.db.copy")).expect("a copy");
+        let pins: i64 = copy.query_row("SELECT count(*) FROM pins", [], |row| row.get(0)).expect("a number");
+        assert!(pins > 0, "{name}");
+        assert_eq!(ask(&driver).ok(), "1.0.0\n", "{name}");
+    }
+}
+
+/// A row that was damaged after a newer listing: the listing tells more than the copy's pin.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rescued_pin_is_not_older_than_the_listing() {
+    let (registry, driver) = fixture().await;
+    registry.tags("acme/web", ["1.1.0"]);
+    assert_eq!(ask(&driver).ok(), "1.1.0\n");
+    database(&driver).execute("UPDATE pins SET choice = replace(choice, '1.1.0', '1.0.0')", []).expect("written");
+    assert_eq!(offline(&registry, &driver), "1.1.0\n");
+}
+
+/// The log of the store is removed or emptied below a running server: it goes on with another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_store_loses_its_log_stores_again() {
+    let mut fixture = Fixture::new().await;
+    fixture.driver = fixture.driver.impatient();
+    let serving = fixture.serve(&[]);
+    let path = dir(&fixture.driver).join("pinion.db");
+    let beside = |end: &str| PathBuf::from(format!("{}{end}", path.display()));
+    generate(&serving, fixture.messages(1024)).await.expect("manifests");
+    for (number, end) in ["-wal", "-shm", ""].into_iter().enumerate() {
+        for empty in [false, true] {
+            let tag = format!("1.{}.{}", number + 2, u8::from(empty));
+            if empty {
+                let _ = fs::OpenOptions::new().write(true).truncate(true).open(beside(end));
+            } else {
+                let _ = fs::remove_file(beside(end));
+            }
+            fixture.registry.tags("acme/web", [tag.clone()]);
+            let stored = async || {
+                assert!(generate(&serving, fixture.messages(1024)).await.expect("manifests").contains(&tag));
+                let sql = format!("SELECT count(*) FROM pins WHERE choice LIKE '%\"{tag}\"%'");
+                rusqlite::Connection::open(&path)
+                    .and_then(|store| store.query_row(&sql, [], |row| row.get::<_, i64>(0)))
+                    .is_ok_and(|count| count == 1)
+            };
+            until(&format!("{tag} is stored after `{end}`, emptied: {empty}"), stored).await;
         }
     }
 }

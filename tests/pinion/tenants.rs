@@ -179,3 +179,19 @@ async fn the_questions_of_one_render_are_bounded() {
     assert!(error.contains("hint: "), "{error}");
     assert!(registry.requests().is_empty());
 }
+
+/// A thousand questions about a huge repository would take all processors for minutes.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_tags_that_one_render_looks_at_are_bounded() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", (0..60_000).map(|patch| format!("1.0.{patch}")));
+    let driver = Driver::new(PROGRAM, &registry).env("ARGOCD_APP_NAME", "x").env("PINION_LOOKUP_TIMEOUT", "100s");
+    let dir = tempfile::tempdir().expect("a directory");
+    let line = |number: usize| format!("  p{number}: ghcr.io/acme/web:$(pin >=1.0.0 <1.99.{number})\n");
+    let lines: String = (0..40).map(line).collect();
+    let text = format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: x}}\ndata:\n{lines}");
+    fs::write(dir.path().join("map.yaml"), text).expect("written");
+    let error = driver.run(["generate", &dir.path().display().to_string()]).err();
+    assert!(error.contains("all questions of the render together look at too many tags"), "{error}");
+    assert!(error.contains("hint: let images of large repositories share policies"), "{error}");
+}

@@ -81,7 +81,7 @@ fn worker_program() -> Option<PathBuf> {
     needs("helm-worker").then(|| tool("helm-worker")).flatten()
 }
 
-/// RenderScheduler every chart by a process of each program and by a worker. Tells how many of them fail, both ways.
+/// Renders every chart by a process of each program and by a worker. Tells how many of them fail, both ways.
 async fn compare(charts: &[Chart], programs: &[PathBuf], program: &Path) -> usize {
     let waiting = Mutex::new(charts.iter().collect::<Vec<_>>());
     let faults = Mutex::new(BTreeMap::new());

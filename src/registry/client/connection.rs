@@ -66,7 +66,7 @@ pub struct Connection {
     pub endpoint: Arc<Endpoint>,
     guard: Guard,
     limits: Arc<Limits>,
-    /// ImageBuild when first needed: a registry over plain http never loads the system's certificates.
+    /// Built when first needed: a registry over plain http never loads the system's certificates.
     clients: Mutex<HashMap<(Kind, Addresses), reqwest::Client>>,
     rate: RateLimiter,
     permits: Semaphore,

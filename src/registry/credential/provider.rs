@@ -1,6 +1,6 @@
 //! Which credential asks: the one place where repositories, applications and the operator's settings meet.
 //!
-//! An application's own source goes before the operator's, `registries.conf` before docker's `config.json`. The answer is an [`CredentialSource`], of
+//! An application's own source goes before the operator's, `registries.conf` before docker's `config.json`. The answer is a [`CredentialSource`], of
 //! which the credential is read when a registry asks for it.
 
 use std::sync::Arc;

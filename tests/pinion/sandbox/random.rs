@@ -400,7 +400,7 @@ struct Found {
     connections: Vec<u64>,
 }
 
-/// RenderScheduler random applications by both modes until the time is up, or so many.
+/// Renders random applications by both modes until the time is up, or so many.
 async fn run(witnesses: &Witnesses, first: u64, is_enough: impl Fn(&Found) -> bool) -> Found {
     let registry = FakeRegistry::start().await;
     registry.tags("acme/web", ["1.0.0", "1.1.0"]);

@@ -179,7 +179,7 @@ fn write_chart(random: &mut Random, directory: &Path, name: &str, is_failing: bo
     write(directory, &files);
 }
 
-/// RenderScheduler that would show, or leave, a trace in whatever lives on: settings of all kinds, and everything that ends badly.
+/// Renders that would show, or leave, a trace in whatever lives on: settings of all kinds, and everything that ends badly.
 pub fn suspects(place: &Path) -> Vec<Chart> {
     let make = |name: &str, files: &[(&str, &str)]| {
         let directory = place.join(name);
