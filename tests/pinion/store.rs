@@ -352,7 +352,9 @@ async fn a_server_whose_store_loses_its_log_stores_again() {
     let beside = |end: &str| PathBuf::from(format!("{}{end}", path.display()));
     generate(&serving, fixture.messages(1024)).await.expect("manifests");
     for (number, end) in ["-wal", "-shm", ""].into_iter().enumerate() {
-        for empty in [false, true] {
+        // The index of the log is mapped into memory: to empty it under its users ends them, whatever they do.
+        let ways = if end == "-shm" { &[false][..] } else { &[false, true] };
+        for &empty in ways {
             let tag = format!("1.{}.{}", number + 2, u8::from(empty));
             if empty {
                 let _ = fs::OpenOptions::new().write(true).truncate(true).open(beside(end));
