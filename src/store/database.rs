@@ -113,9 +113,10 @@ impl Database {
         let dir = path.parent().unwrap_or(Path::new("."));
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         refuse_network(dir)?;
+        let mut is_new = false;
         // SQLite gives its other files the mode of this one.
         match fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-            Ok(_) => {}
+            Ok(_) => is_new = true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error.into()),
         }
@@ -124,18 +125,23 @@ impl Database {
         let connection = Connection::open_with_flags(path, flags)?;
         // Before the journal's mode, or two processes that make the file together get in each other's way.
         connection.busy_timeout(WRITE_WAIT)?;
+        if is_new {
+            // While it is made there is nothing that must reach the disk.
+            connection.execute_batch("PRAGMA synchronous = off")?;
+        }
         let mode: String = connection.query_row("PRAGMA journal_mode = wal", [], |row| row.get(0))?;
         if mode != "wal" {
             return Err(StoreError::NoLog);
         }
         connection.execute_batch(
-            "PRAGMA synchronous = normal; PRAGMA foreign_keys = on; PRAGMA temp_store = memory; PRAGMA trusted_schema = off;
+            "PRAGMA foreign_keys = on; PRAGMA temp_store = memory; PRAGMA trusted_schema = off;
              PRAGMA cell_size_check = on; PRAGMA journal_size_limit = 4194304;",
         )?;
         let pages = i64::try_from(most_bytes / PAGE).unwrap_or(i64::MAX).max(64);
         connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))?;
         let mut database = Self { connection, path: path.to_owned(), file, log: None, _copy: None };
         database.migrate()?;
+        database.connection.execute_batch("PRAGMA synchronous = normal")?;
         Ok(database)
     }
 
