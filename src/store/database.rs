@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use fail::fail_point;
@@ -391,8 +392,24 @@ fn newer(connection: &Connection, version: i64) -> StoreError {
     if told.is_ok_and(|told| told == version.to_string()) { StoreError::Newer(version) } else { StoreError::Damaged }
 }
 
+/// Held by what keeps the file open to write it. A process that reads the file other than through SQLite loses SQLite's locks on it
+/// ([How To Corrupt An SQLite Database File], §2.2).
+///
+/// [How To Corrupt An SQLite Database File]: https://www.sqlite.org/howtocorrupt.html
+pub(super) fn exclusive() -> MutexGuard<'static, ()> {
+    WRITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+static WRITING: Mutex<()> = Mutex::new(());
+
 /// Opens a copy of the file and of its log.
 fn copied(path: &Path) -> Result<(Connection, tempfile::TempDir), StoreError> {
+    // Not waited for: the thread that writes may be the one that asks.
+    let _exclusive = match WRITING.try_lock() {
+        Ok(exclusive) => exclusive,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => return Err(io::Error::from(io::ErrorKind::WouldBlock).into()),
+    };
     let dir = tempfile::tempdir()?;
     let copy = dir.path().join("pinion.db");
     for end in ["", "-wal"] {

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::changes::{Changes, PinRow, StoredChoice};
-use super::database::Database;
+use super::database::{self, Database};
 use super::{MADE, MAX_PAUSE, MOMENT, PAUSE, SMALL, Settings, Shared, State, StoreError, Ticket, legacy, rescue};
 use crate::failure::chain;
 
@@ -47,19 +47,19 @@ impl Writer {
                 pending.is_writing = true;
                 (std::mem::take(&mut pending.pins), std::mem::take(&mut pending.records), pending.last)
             };
+            let exclusive = database::exclusive();
             let (is_done, is_closed) = self.pass(pins, records, ticket);
             if is_done {
                 self.copy_if_due();
             }
-            {
-                let mut pending = self.shared.lock();
-                pending.is_writing = false;
-                if pending.is_empty() {
-                    self.database = None;
-                }
-            }
+            self.shared.lock().is_writing = false;
             pass += 1;
             let _ = self.shared.passes.send_replace((pass, is_done));
+            // Closing brings the log into the file, which nobody need wait for.
+            if self.shared.lock().is_empty() {
+                self.database = None;
+            }
+            drop(exclusive);
             if is_closed && !is_done {
                 // The process ends; there is nobody to try again for.
                 return;
@@ -70,6 +70,7 @@ impl Writer {
     /// Takes over JSON files, and looks for damage if that is asked for.
     fn prepare(&mut self) {
         let Settings { dir, check, clock, .. } = self.shared.settings.clone();
+        let _exclusive = database::exclusive();
         let done = if dir.join(legacy::DIRECTORY).is_dir() {
             self.with_database(|database, _| legacy::take_over(&dir, database, clock.now()))
         } else {
@@ -85,6 +86,7 @@ impl Writer {
                 self.state.fails(&self.shared.path, &error);
             }
         }
+        self.database = None;
         let (is_prepared, prepared) = &self.shared.is_prepared;
         *is_prepared.lock().unwrap_or_else(PoisonError::into_inner) = true;
         prepared.notify_all();
