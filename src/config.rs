@@ -275,7 +275,7 @@ impl Raw {
                 kustomize_build_options,
                 value_file_schemes: schemes(raw.value_file_schemes.unwrap_or_default())?,
                 max_directory_bytes: raw.max_directory_bytes.unwrap_or(10 * 1024 * 1024),
-                memo: None,
+                render_cache: None,
                 sandboxes,
                 charts: Charts::new(Fetcher::new(Arc::clone(&egress)), client.clone(), Some(store.join("charts"))),
                 egress: Arc::clone(&egress),

@@ -32,7 +32,7 @@ use crate::placeholder::Scan;
 use crate::placeholder::near_miss::near_miss;
 use crate::render::{Plan, Purpose, RenderError, Tools};
 use crate::resolve::{Question, Resolver};
-use crate::rules::{Reader, Rules, Target};
+use crate::rules::{Reader, RuleTarget, Rules};
 use crate::workspace::{Checkout, WorkspaceError, shown};
 use known::Known;
 use lookups::{Images, LookupRequest, Text, lookups_of, not_asked, rule_lookups, scan_all};
@@ -219,9 +219,9 @@ fn misplaced(rules: &Rules, tool: &str) -> Vec<Failure> {
     let mut failures = Vec::new();
     for rule in &rules.rules {
         let wanted = match rule.target {
-            Target::Manifests => continue,
-            Target::Helm(_) => "helm",
-            Target::Kustomize(_) => "kustomize",
+            RuleTarget::Manifests => continue,
+            RuleTarget::Helm(_) => "helm",
+            RuleTarget::Kustomize(_) => "kustomize",
         };
         if wanted != tool {
             let message = format!("the target is for `{wanted}`, but the application is rendered by `{tool}`");
@@ -280,7 +280,7 @@ pub async fn check(
 fn replaced_lists(rules: &Rules, plan: &Plan) -> Vec<Failure> {
     let mut failures = Vec::new();
     for rule in &rules.rules {
-        let Target::Helm(target) = &rule.target else { continue };
+        let RuleTarget::Helm(target) = &rule.target else { continue };
         for path in [&target.name, &target.tag, &target.spec].into_iter().flatten().filter(|path| plan.replaces_list(path)) {
             let message = format!(
                 "Helm would put a list with this value alone in the place of the chart's own, for the target `{}`",
@@ -299,7 +299,7 @@ fn replaced_lists(rules: &Rules, plan: &Plan) -> Vec<Failure> {
 fn unread_targets(rules: &Rules, plan: &Plan) -> Vec<Failure> {
     let mut failures = Vec::new();
     for rule in &rules.rules {
-        let Target::Helm(target) = &rule.target else { continue };
+        let RuleTarget::Helm(target) = &rule.target else { continue };
         for path in [&target.name, &target.tag, &target.spec].into_iter().flatten() {
             if plan.reads_value(path) == Some(false) {
                 let message = format!("the target `{}` is no single value that the chart reads", printable(path));
@@ -389,7 +389,7 @@ pub fn read_rules(checkout: &Checkout, application: &Application) -> Result<Rule
 fn misnamed_files(checkout: &Checkout, application: &Application) -> Vec<Failure> {
     let name = &application.name;
     let names = [".pinion".to_owned(), format!(".pinion-{name}"), format!(".pinion-lock-{name}")];
-    let is_there = |name: &String| checkout.find(checkout.app(), &format!("{name}.yml")).is_ok();
+    let is_there = |name: &String| checkout.resolve_path(checkout.app(), &format!("{name}.yml")).is_ok();
     let found = names.iter().filter(|name| !name.contains('/') && is_there(name));
     found.map(|name| misnamed(shown(&checkout.app().join(format!("{name}.yml"))), name)).collect()
 }

@@ -57,7 +57,7 @@ pub struct Placeholder {
 impl Placeholder {
     /// Is the image left to what stands around the placeholder?
     pub fn names_no_image(&self) -> bool {
-        matches!(self.spec.target, words::Target::Image { repository: None, .. })
+        matches!(self.spec.target, words::PlaceholderSubject::Image { repository: None, .. })
     }
 }
 

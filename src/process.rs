@@ -152,7 +152,7 @@ impl Runner {
 }
 
 /// The file of a program, looked for as a shell does, from here: for a child, a relative path would lead from its own directory.
-pub fn found(program: &Path) -> Option<PathBuf> {
+pub fn which(program: &Path) -> Option<PathBuf> {
     let is_name = program.components().count() == 1 && !program.is_absolute();
     let places: Vec<PathBuf> = if is_name {
         std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(program)).collect()
@@ -173,7 +173,7 @@ impl Child {
     /// [`ProcessError`]; a failed child's standard error is in it.
     pub async fn run(&self) -> Result<Output, ProcessError> {
         let Finished { status, stdout, stderr } = self.finish().await?;
-        self.ended(if status.success() { None } else { Some(told(status)) }, stdout, &stderr)
+        self.ended(if status.success() { None } else { Some(status_text(status)) }, stdout, &stderr)
     }
 
     /// Runs the child to its end, whatever that is. Dropping the future kills it.
@@ -183,7 +183,7 @@ impl Child {
     /// [`ProcessError`] when it cannot be started or has no end within the bounds.
     pub async fn finish(&self) -> Result<Finished, ProcessError> {
         // With a path it is spawned; for a name, this whole process would be forked first.
-        let program = match found(&self.program) {
+        let program = match which(&self.program) {
             Some(program) => program,
             None if self.program.is_absolute() => self.program.clone(),
             None => return Err(self.not_started(io::ErrorKind::NotFound.into())),
@@ -275,7 +275,7 @@ async fn read(mut from: impl AsyncRead + Unpin, limit: usize, drain: bool) -> io
     }
 }
 
-fn told(status: ExitStatus) -> String {
+fn status_text(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
@@ -379,11 +379,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_is_found_as_a_shell_finds_it_but_from_here() {
-        assert!(found(Path::new("sh")).is_some_and(|path| path.is_absolute() && path.ends_with("sh")));
-        assert_eq!(found(Path::new("there-is-no-such-program")), None);
+        assert!(which(Path::new("sh")).is_some_and(|path| path.is_absolute() && path.ends_with("sh")));
+        assert_eq!(which(Path::new("there-is-no-such-program")), None);
         // Paths lead from here, and only to what can be run.
-        assert!(found(Path::new("scripts/tools")).is_some_and(|path| path.is_absolute()));
-        assert_eq!(found(Path::new("./Cargo.toml")), None);
+        assert!(which(Path::new("scripts/tools")).is_some_and(|path| path.is_absolute()));
+        assert_eq!(which(Path::new("./Cargo.toml")), None);
         // Not one that a tenant put below the same path in the child's directory.
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join("tool"), "#!/bin/sh\necho tenant\n").expect("written");

@@ -52,7 +52,7 @@ pub struct Tools {
     /// Largest sum of a directory's manifests, in bytes.
     pub max_directory_bytes: u64,
     /// Texts that were rendered before, where renders share a process.
-    pub memo: Option<RenderCache>,
+    pub render_cache: Option<RenderCache>,
     /// What bounds every child.
     pub sandboxes: Sandboxes,
     /// What Kustomize may fetch.
@@ -246,7 +246,7 @@ impl Plan {
         matches!(self, Self::Directory(_))
     }
 
-    /// Did the text of the last [`Plan::run`] come from the memo?
+    /// Did the text of the last [`Plan::run`] come from the render cache?
     pub fn is_recalled(&self) -> bool {
         match self {
             Self::Helm(plan) => plan.is_recalled,

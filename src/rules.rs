@@ -26,12 +26,12 @@ pub struct Rule {
     pub repository: Repository,
     pub policy: Policy,
     pub pull_secret: Option<String>,
-    pub target: Target,
+    pub target: RuleTarget,
 }
 
 /// Where a rule's pin goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Target {
+pub enum RuleTarget {
     /// The image is rewritten wherever it appears in the rendered manifests.
     #[default]
     Manifests,
@@ -369,11 +369,11 @@ images:
         assert_eq!(web.repository.text(), "ghcr.io/acme/web");
         assert_eq!(
             web.target,
-            Target::Helm(HelmTarget { name: Some("web.image".into()), tag: Some("web.tag".into()), spec: None })
+            RuleTarget::Helm(HelmTarget { name: Some("web.image".into()), tag: Some("web.tag".into()), spec: None })
         );
         assert!(web.policy.to_string().contains("newest-build") && web.policy.to_string().contains("^main"));
         let api = rules.get("api").expect("api");
-        assert!(api.policy.to_string().contains("~1.2") && api.target == Target::Manifests, "{}", api.policy);
+        assert!(api.policy.to_string().contains("~1.2") && api.target == RuleTarget::Manifests, "{}", api.policy);
     }
 
     #[test]
@@ -387,7 +387,7 @@ images:
         let web = rules.get("web").expect("web");
         assert_eq!(
             web.target,
-            Target::Helm(HelmTarget { name: Some("web.image".into()), tag: Some("x.tag".into()), spec: None })
+            RuleTarget::Helm(HelmTarget { name: Some("web.image".into()), tag: Some("x.tag".into()), spec: None })
         );
         let api = rules.get("api").expect("api").policy.to_string();
         assert!(api.contains("~2") && api.contains("^v") && api.contains("a*"), "{api}");
@@ -398,13 +398,17 @@ images:
     fn targets_have_the_defaults_of_image_updater() {
         let target = |settings: &[(&str, &str)]| read(&[], &["a=b/c"], settings).expect("rules").rules[0].target.clone();
         let helm = |name: Option<&str>, tag: Option<&str>, spec: Option<&str>| {
-            Target::Helm(HelmTarget { name: name.map(str::to_owned), tag: tag.map(str::to_owned), spec: spec.map(str::to_owned) })
+            RuleTarget::Helm(HelmTarget {
+                name: name.map(str::to_owned),
+                tag: tag.map(str::to_owned),
+                spec: spec.map(str::to_owned),
+            })
         };
-        assert_eq!(target(&[]), Target::Manifests);
+        assert_eq!(target(&[]), RuleTarget::Manifests);
         assert_eq!(target(&[("a.helm.image-name", "n")]), helm(Some("n"), Some("image.tag"), None));
         assert_eq!(target(&[("a.helm.image-tag", "t")]), helm(None, Some("t"), None));
         assert_eq!(target(&[("a.helm.image-spec", "s"), ("a.helm.image-tag", "t")]), helm(None, None, Some("s")));
-        assert_eq!(target(&[("a.kustomize.image-name", "k")]), Target::Kustomize("k".into()));
+        assert_eq!(target(&[("a.kustomize.image-name", "k")]), RuleTarget::Kustomize("k".into()));
         let empty = FILE.replace("helm: {name: web.image, tag: web.tag}", "helm: {}");
         let rules = read(&[&empty], &[], &[]).expect("rules");
         assert_eq!(rules.rules[0].target, helm(Some("image.name"), Some("image.tag"), None));

@@ -136,14 +136,14 @@ impl Value {
     }
 
     /// Puts a dependency's values below its name.
-    pub fn below(self, name: &str) -> Self {
+    pub fn nested(self, name: &str) -> Self {
         Self::Map(BTreeMap::from([(name.to_owned(), self)]))
     }
 
     /// A value at a path as `helm --set` writes it: `image.tag`, `hosts[0].name`, `a\.b.c`.
     pub fn set(path: &str, text: &str, sites: Vec<Site>) -> Self {
         let leaf = Self::Scalar { text: text.to_owned(), sites };
-        Self::keys(path).into_iter().rev().fold(leaf, |value, key| value.below(&key))
+        Self::keys(path).into_iter().rev().fold(leaf, |value, key| value.nested(&key))
     }
 
     /// The keys of a path as `helm --set` writes it: at least one.
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_dependency_brings_its_own_repository_under_its_alias() {
-        let mut view = read("image: {registry: docker.io, repository: acme/cache}\n", 0).below("cache");
+        let mut view = read("image: {registry: docker.io, repository: acme/cache}\n", 0).nested("cache");
         view.merge(read("cache: {image: {tag: $(pin ~7)}}\n", 1));
         assert_eq!(image(&view, (1, 0)), Some(Ok("docker.io/acme/cache".into())));
         view.merge(read("global: {imageRegistry: mirror.io}\n", 2));

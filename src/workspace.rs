@@ -121,7 +121,7 @@ impl Checkout {
     /// [`WorkspaceError`] when the directory is not there, or not below the root.
     pub fn lazy(tree: Arc<LazyCheckout>, app: &Path) -> Result<Self, WorkspaceError> {
         let checkout = Self { root: tree.root().to_owned(), app: PathBuf::new(), tree: Some(tree) };
-        let app = checkout.find(Path::new(""), &app.to_string_lossy())?;
+        let app = checkout.resolve_path(Path::new(""), &app.to_string_lossy())?;
         if !checkout.root.join(&app).is_dir() {
             return Err(WorkspaceError::NoDirectory { path: shown(&app) });
         }
@@ -166,7 +166,7 @@ impl Checkout {
             return Ok(false);
         }
         for (path, text) in files {
-            let inside = self.find(Path::new(""), &path.to_string_lossy())?;
+            let inside = self.resolve_path(Path::new(""), &path.to_string_lossy())?;
             replace(&self.root.join(inside), text).map_err(|error| WorkspaceError::io(path, error))?;
         }
         Ok(true)
@@ -199,7 +199,7 @@ impl Checkout {
     /// # Errors
     ///
     /// [`WorkspaceError::Outside`] when the path, or a link on it, leads out of the checkout.
-    pub fn find(&self, base: &Path, path: &str) -> Result<PathBuf, WorkspaceError> {
+    pub fn resolve_path(&self, base: &Path, path: &str) -> Result<PathBuf, WorkspaceError> {
         let joined = match path.strip_prefix('/') {
             Some(rooted) => self.root.join(rooted.trim_start_matches('/')),
             None => self.root.join(base).join(path),
@@ -226,13 +226,13 @@ impl Checkout {
         }
     }
 
-    /// Reads a file of at most [`MAX_FILE`] bytes as text. The path is one that [`Checkout::find`] gave, or stands in a listed directory.
+    /// Reads a file of at most [`MAX_FILE`] bytes as text. The path is one that [`Checkout::resolve_path`] gave, or stands in a listed directory.
     ///
     /// # Errors
     ///
     /// [`WorkspaceError`]; also when a link on the way leads out of the checkout.
     pub fn read(&self, path: &Path) -> Result<String, WorkspaceError> {
-        let inside = self.find(Path::new(""), &path.to_string_lossy())?;
+        let inside = self.resolve_path(Path::new(""), &path.to_string_lossy())?;
         let file = fs::File::open(self.root.join(inside)).map_err(|error| WorkspaceError::io(path, error))?;
         let mut bytes = Vec::new();
         file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| WorkspaceError::io(path, error))?;
@@ -430,16 +430,16 @@ mod tests {
     fn paths_stay_inside_the_checkout() {
         let (dir, checkout) = fixture();
         let app = checkout.app().to_owned();
-        assert_eq!(checkout.find(&app, "../../shared/values.yaml").expect("inside"), Path::new("shared/values.yaml"));
-        assert_eq!(checkout.find(&app, "/shared/values.yaml").expect("inside"), Path::new("shared/values.yaml"));
+        assert_eq!(checkout.resolve_path(&app, "../../shared/values.yaml").expect("inside"), Path::new("shared/values.yaml"));
+        assert_eq!(checkout.resolve_path(&app, "/shared/values.yaml").expect("inside"), Path::new("shared/values.yaml"));
         for path in ["../../../secret", "../../../nothing", "/../secret", "../../../../../../etc/passwd"] {
-            assert!(matches!(checkout.find(&app, path), Err(WorkspaceError::Outside { .. })), "{path}");
+            assert!(matches!(checkout.resolve_path(&app, path), Err(WorkspaceError::Outside { .. })), "{path}");
         }
-        assert!(matches!(checkout.find(&app, "nothing.yaml"), Err(WorkspaceError::Missing { .. })));
+        assert!(matches!(checkout.resolve_path(&app, "nothing.yaml"), Err(WorkspaceError::Missing { .. })));
         symlink(dir.path().join("secret"), checkout.app_dir().join("link")).expect("a link");
         symlink("link", checkout.app_dir().join("chain")).expect("a link");
         for path in ["link", "chain"] {
-            assert!(matches!(checkout.find(&app, path), Err(WorkspaceError::Outside { .. })), "{path}");
+            assert!(matches!(checkout.resolve_path(&app, path), Err(WorkspaceError::Outside { .. })), "{path}");
             assert!(matches!(checkout.read(&app.join(path)), Err(WorkspaceError::Outside { .. })), "{path}");
         }
         assert!(matches!(checkout.check_links(&app), Err(WorkspaceError::Outside { .. })));

@@ -8,7 +8,7 @@ use crate::failure::{Failure, Failures};
 use crate::image::Repository;
 use crate::metrics::Hits;
 use crate::pin::{Pin, PinState, SelectionReport};
-use crate::placeholder::words::{Spec, Target, Words};
+use crate::placeholder::words::{PlaceholderSubject, Spec, Words};
 use crate::registry::Access;
 use crate::resolve::{Caller, Question, ResolveError};
 
@@ -86,7 +86,7 @@ fn question(mut words: Words) -> Result<Question, Usage> {
         let failure = Failure::new("", &error, error.hint());
         Usage(failure.to_string())
     })?;
-    let Target::Image { repository, policy } = target else {
+    let PlaceholderSubject::Image { repository, policy } = target else {
         return Err(Usage("a rule's alias means nothing without its application: name the image".into()));
     };
     let repository: Repository =

@@ -12,7 +12,7 @@ use super::{Format, Outcome, Usage, print, write};
 use crate::failure::Failure;
 use crate::image::{Digest, Platform, Tag, printable};
 use crate::pin::{Pinned, SelectionReport};
-use crate::placeholder::words::{Spec, Target, Words};
+use crate::placeholder::words::{PlaceholderSubject, Spec, Words};
 use crate::policy::{Candidate, ImageBuild, Policy, TagMetadata};
 
 /// Longest input, in bytes.
@@ -115,7 +115,7 @@ fn report(format: Format, pinned: &Pinned, created: Option<Timestamp>, considere
 
 fn policy(words: Words) -> Result<Policy, Usage> {
     match words.spec().map_err(|error| Usage(Failure::new("", &error, error.hint()).to_string()))? {
-        Spec { target: Target::Image { repository: None, policy }, pull_secret: None } => Ok(*policy),
+        Spec { target: PlaceholderSubject::Image { repository: None, policy }, pull_secret: None } => Ok(*policy),
         _ => Err(Usage("the candidates come from standard input: name no image, alias or credential".into())),
     }
 }

@@ -24,7 +24,7 @@ use crate::failure::{Failure, Failures, chain};
 use crate::metrics::Hits;
 use crate::process::pool::{Counts, Limits, Pool};
 use crate::process::sandbox::{Mode, Sandboxes};
-use crate::process::{Runner, found};
+use crate::process::{Runner, which};
 use crate::registry::{Client, RegistriesConfig};
 use crate::render::Tools;
 use crate::render::render_cache::RenderCache;
@@ -99,7 +99,7 @@ pub struct Arguments {
 
     /// Bytes of rendered texts that are kept, packed, in the work directory, for the same files with the same pins; 0 keeps none
     #[arg(long, env = "PINION_MEMO_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
-    memo_bytes: u64,
+    render_cache_bytes: u64,
 
     /// Render charts in workers that stay, if the Helm program is a helm-worker; `false` starts a process for each
     #[arg(long, env = "PINION_HELM_WORKERS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
@@ -150,7 +150,7 @@ impl Arguments {
         let at_once = self.renders_at_once.unwrap_or_else(|| 2 * processors());
 
         for (program, flag) in [(&config.tools.helm, "--helm"), (&config.tools.kustomize, "--kustomize")] {
-            if found(program).is_none() {
+            if which(program).is_none() {
                 tracing::warn!(
                     "`{}` is not there, and what needs it fails: install it, or say where it is with `{flag}`",
                     program.display()
@@ -168,9 +168,9 @@ impl Arguments {
         config.tools.templates = if self.helm_workers { runner(&config.tools, &workers).await } else { Runner::Process };
         let renders = RenderScheduler::new(at_once).context("the threads that render cannot be started")?;
         let hits = Hits::default();
-        config.tools.memo = (self.memo_bytes > 0).then(|| RenderCache::new(&work_dir, self.memo_bytes));
+        config.tools.render_cache = (self.render_cache_bytes > 0).then(|| RenderCache::new(&work_dir, self.render_cache_bytes));
         let mut metrics = Metrics::new(&config.requests, &hits, &renders.gauges);
-        config.tools.memo.iter().for_each(|memo| metrics.memo(memo));
+        config.tools.render_cache.iter().for_each(|cache| metrics.render_cache(cache));
         metrics.helm(&config.tools.templates, &workers);
         metrics.sandbox(&config.tools.sandboxes);
         let report = Arc::new(PinReport::new(config.cache_bytes / 8, Clock::default()));
@@ -346,7 +346,7 @@ async fn follow(path: PathBuf, mut known: Option<Vec<u8>>, client: Client) {
 /// Warm workers where the Helm program is one, else a process for each render.
 async fn runner(tools: &Tools, workers: &Counts) -> Runner {
     let helm = &tools.helm;
-    if found(helm).is_none() {
+    if which(helm).is_none() {
         return Runner::Process;
     }
     match Pool::start(helm, Limits::default(), workers.clone(), tools.sandboxes.clone()).await {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::failure::{Failure, chain};
 use crate::image::{Repository, printable};
 use crate::placeholder::image::{self as placeholder_image, ImageNotFound};
-use crate::placeholder::words::Target;
+use crate::placeholder::words::PlaceholderSubject;
 use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, Scan, Site};
 use crate::policy::Policy;
 use crate::registry::Access;
@@ -173,8 +173,8 @@ pub(super) fn not_asked(texts: &[Text<'_>], scans: &[Option<Scan<'_>>], inferred
     for (data, scan) in scans.iter().enumerate() {
         for (index, placeholder) in scan.iter().flat_map(|scan| scan.placeholders.iter().enumerate()) {
             let named = match &placeholder.spec.target {
-                Target::Image { repository, .. } => repository.clone(),
-                Target::Rule(_) => None,
+                PlaceholderSubject::Image { repository, .. } => repository.clone(),
+                PlaceholderSubject::Rule(_) => None,
             };
             let image = named.or_else(|| placeholder_image::before(&placeholder.before).ok().flatten());
             if let Some(image) = image.filter(|_| !inferred.beside.contains_key(&(data, index))) {
@@ -195,14 +195,16 @@ fn meaning(
     inferred: Result<(Repository, bool), ImageNotFound>,
 ) -> Option<Meaning> {
     match &placeholder.spec.target {
-        Target::Rule(alias) => rules.map(|rules| match rules.get(alias) {
+        PlaceholderSubject::Rule(alias) => rules.map(|rules| match rules.get(alias) {
             Some(rule) => Ok((rule_question(rule), Some(alias.clone()), false)),
             None => {
                 let known: Vec<String> = rules.rules.iter().map(|rule| rule.alias.clone()).collect();
                 Err((format!("unknown alias `{}`", printable(alias)), rules::aliases_hint(&known)))
             }
         }),
-        Target::Image { repository, policy } => Some(image_meaning(placeholder, repository.as_ref(), policy, inferred)),
+        PlaceholderSubject::Image { repository, policy } => {
+            Some(image_meaning(placeholder, repository.as_ref(), policy, inferred))
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use crate::placeholder::image::beside_each;
 use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, Scan};
 use crate::render::Targets;
 use crate::resolve::{Caller, Question, Resolver};
-use crate::rules::{HelmTarget, Rule, Rules, Target};
+use crate::rules::{HelmTarget, Rule, RuleTarget, Rules};
 use crate::turn::aside;
 
 /// What is known while one application is rendered.
@@ -231,9 +231,9 @@ impl<'a> RenderSession<'a> {
         for rule in &rules.rules {
             let name = rule.repository.text();
             match &rule.target {
-                Target::Manifests => {}
-                Target::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:0")),
-                Target::Helm(HelmTarget { name: at, tag, spec }) => {
+                RuleTarget::Manifests => {}
+                RuleTarget::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:0")),
+                RuleTarget::Helm(HelmTarget { name: at, tag, spec }) => {
                     let values = [(at, name.to_owned()), (tag, "0".to_owned()), (spec, format!("{name}:0"))];
                     targets.helm.extend(values.into_iter().filter_map(|(path, value)| Some((path.clone()?, value))));
                 }
@@ -249,9 +249,9 @@ impl<'a> RenderSession<'a> {
             let Some(pin) = answers.get(&Requester::Rule(index)) else { continue };
             let name = pin.repository.text();
             match &rule.target {
-                Target::Manifests => {}
-                Target::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:{}", pin.choice.pinned)),
-                Target::Helm(target) => {
+                RuleTarget::Manifests => {}
+                RuleTarget::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:{}", pin.choice.pinned)),
+                RuleTarget::Helm(target) => {
                     let mut set =
                         |path: &Option<String>, value: String| targets.helm.extend(path.clone().map(|path| (path, value)));
                     set(&target.name, name.to_owned());
@@ -359,7 +359,7 @@ impl<'a> RenderSession<'a> {
             .rules()
             .iter()
             .enumerate()
-            .filter(|(_, rule)| rule.target == Target::Manifests)
+            .filter(|(_, rule)| rule.target == RuleTarget::Manifests)
             .filter_map(|(index, rule)| Some((rule, answers.get(&Requester::Rule(index))?)))
             .collect();
         for (index, (rule, pin)) in rules.iter().enumerate() {
@@ -394,7 +394,7 @@ impl<'a> RenderSession<'a> {
 
     /// Are there rules that rewrite images wherever they are?
     pub(super) fn has_rules_for_manifests(&self) -> bool {
-        self.rules().iter().any(|rule| rule.target == Target::Manifests)
+        self.rules().iter().any(|rule| rule.target == RuleTarget::Manifests)
     }
 
     /// Every pin so far.
@@ -464,7 +464,7 @@ impl<'a> RenderSession<'a> {
 
     /// Did rules without a target ask alone? Only images of that name are rewritten.
     fn is_for_images_alone(&self, asked: &Asked) -> bool {
-        asked.by.iter().all(|asker| matches!(asker, Asker::Rule(index) if self.rules()[*index].target == Target::Manifests))
+        asked.by.iter().all(|asker| matches!(asker, Asker::Rule(index) if self.rules()[*index].target == RuleTarget::Manifests))
     }
 
     /// Is a pin that of a rule for images which placeholders have settled?
@@ -496,12 +496,12 @@ impl<'a> RenderSession<'a> {
             Asker::Rule(index) => {
                 let rule = &self.rules()[*index];
                 let why = match &rule.target {
-                    Target::Manifests if other_tags.is_empty() => "no image of that name is there".to_owned(),
-                    Target::Manifests => {
+                    RuleTarget::Manifests if other_tags.is_empty() => "no image of that name is there".to_owned(),
+                    RuleTarget::Manifests => {
                         "no image that Pinion looks at has that name; `--image-paths` names further places".to_owned()
                     }
-                    Target::Kustomize(name) => format!("no image `{}` is there", printable(name)),
-                    Target::Helm(target) => {
+                    RuleTarget::Kustomize(name) => format!("no image `{}` is there", printable(name)),
+                    RuleTarget::Helm(target) => {
                         let paths = [&target.name, &target.tag, &target.spec].into_iter().flatten();
                         let paths: Vec<String> = paths.map(|path| format!("`{}`", printable(path))).collect();
                         format!("does the chart use {}?", paths.join(" and "))
@@ -517,7 +517,7 @@ impl<'a> RenderSession<'a> {
         let mut notes = Vec::new();
         for asked in &self.pins {
             let rule = asked.by.iter().find_map(|asker| match asker {
-                Asker::Rule(index) => Some(&self.rules()[*index]).filter(|rule| rule.target == Target::Manifests),
+                Asker::Rule(index) => Some(&self.rules()[*index]).filter(|rule| rule.target == RuleTarget::Manifests),
                 _ => None,
             });
             let Some(rule) = rule else { continue };

@@ -58,13 +58,13 @@ pub struct Words {
 /// Which image, and how to choose among its tags.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
-    pub target: Target,
+    pub target: PlaceholderSubject,
     pub pull_secret: Option<String>,
 }
 
 /// What a placeholder points at.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Target {
+pub enum PlaceholderSubject {
     /// A rule, by its alias: image and policy are the rule's.
     Rule(String),
     /// This image, or the one that stands around the placeholder.
@@ -156,7 +156,7 @@ impl Words {
             return match alias.as_str() {
                 "" => Err(WordsError::EmptyAlias),
                 _ if self != alone => Err(WordsError::AliasWithWords(alias)),
-                _ => Ok(Spec { target: Target::Rule(alias), pull_secret: None }),
+                _ => Ok(Spec { target: PlaceholderSubject::Rule(alias), pull_secret: None }),
             };
         }
         let strategy = rest.first().is_some_and(|word| is_strategy(word)).then(|| rest.remove(0));
@@ -187,7 +187,7 @@ impl Words {
         };
         let policy = Box::new(Policy::parse(&settings, Notation::Placeholder)?);
         let repository = name.map(str::parse).transpose()?;
-        Ok(Spec { target: Target::Image { repository, policy }, pull_secret: self.pull_secret })
+        Ok(Spec { target: PlaceholderSubject::Image { repository, policy }, pull_secret: self.pull_secret })
     }
 }
 
@@ -212,8 +212,8 @@ mod tests {
 
     fn policy(text: &str) -> (Option<String>, String) {
         match spec(text).expect(text).target {
-            Target::Image { repository, policy } => (repository.map(|r| r.text().to_owned()), policy.to_string()),
-            Target::Rule(alias) => (None, format!("@{alias}")),
+            PlaceholderSubject::Image { repository, policy } => (repository.map(|r| r.text().to_owned()), policy.to_string()),
+            PlaceholderSubject::Rule(alias) => (None, format!("@{alias}")),
         }
     }
 

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use super::found;
+use super::which;
 
 /// Kills the whole process group when it is dropped.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Leader {
     /// Nothing where the system has no program `true`: then a child makes its own group, and what it starts can leave it.
     pub fn start() -> Option<Self> {
         let places = ["/bin/true", "/usr/bin/true"].map(PathBuf::from);
-        let program = found(Path::new("true")).or_else(|| places.into_iter().find(|place| place.exists()))?;
+        let program = which(Path::new("true")).or_else(|| places.into_iter().find(|place| place.exists()))?;
         let mut command = Command::new(program);
         command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
         match command.spawn() {

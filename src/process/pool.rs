@@ -128,7 +128,7 @@ impl Pool {
                 if worker.renders < self.limits.renders && answer.resident < self.limits.resident {
                     self.put_back(worker);
                 }
-                told(child, answer)
+                reply_output(child, answer)
             }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "a Helm worker was lost, so a process renders instead");
@@ -228,7 +228,7 @@ impl Child {
 }
 
 /// An answer as what a process gives.
-fn told(child: &Child, answer: Answer) -> Result<Output, ProcessError> {
+fn reply_output(child: &Child, answer: Answer) -> Result<Output, ProcessError> {
     let Answer { status, stdout, stderr, is_too_long, .. } = answer;
     if is_too_long {
         return Err(ProcessError::TooLong { command: child.command(), limit: child.max_output });

@@ -30,8 +30,8 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
 
-use super::found;
 use super::group::{Group, Leader};
+use super::which;
 use crate::egress::proxy::Proxy;
 use crate::egress::ssh::Ssh;
 
@@ -372,7 +372,7 @@ impl Sandbox {
     /// Also lets it run a program; with a script, the programs of the system that scripts call.
     #[must_use]
     pub fn running(mut self, program: &Path) -> Self {
-        let Some(file) = found(program) else { return self };
+        let Some(file) = which(program) else { return self };
         if is_script(&file) {
             self.executable.extend(PROGRAMS.iter().map(PathBuf::from));
             self.readable.extend(ACCOUNTS.iter().map(PathBuf::from));

@@ -6,13 +6,13 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use super::found;
 use super::sandbox::Sandboxes;
+use super::which;
 use crate::egress::ssh::{Remote, Session, Ssh};
 
 impl Ssh for Sandboxes {
     fn start(&self, remote: &Remote, port: u16, url: &str) -> io::Result<Session> {
-        let ssh = found(Path::new("ssh")).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no `ssh`"))?;
+        let ssh = which(Path::new("ssh")).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "there is no `ssh`"))?;
         let own = std::env::current_exe()?;
         let proxy = format!("ProxyCommand={} connect %h %p", shell_words::quote(&own.to_string_lossy()));
         let mut command = Command::new(&ssh);

@@ -15,7 +15,7 @@ use tokio::process::{ChildStdin, ChildStdout, Command};
 
 use super::group::Group;
 use super::sandbox::Sandbox;
-use super::{Child, MAX_STDERR, found};
+use super::{Child, MAX_STDERR, which};
 
 /// The protocol that is spoken here.
 const PROTOCOL: u32 = 2;
@@ -87,7 +87,7 @@ impl Worker {
     /// When the program is no worker, or one of another version.
     pub async fn start(program: &Path, sandbox: &Sandbox) -> io::Result<Self> {
         // Like a child: by a path from here.
-        let program = found(program).ok_or(io::ErrorKind::NotFound)?;
+        let program = which(program).ok_or(io::ErrorKind::NotFound)?;
         let mut command = Command::new(program);
         command
             .arg("serve")

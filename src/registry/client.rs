@@ -23,7 +23,7 @@ use super::credential::docker::DockerConfig;
 use super::credential::provider::{CredentialProvider, Found};
 use super::error::{Because, RegistryError};
 use super::metadata::{self, ACCEPT};
-use super::{Access, Blob, ImageConfig, Listing, Manifest, Target, auth};
+use super::{Access, Blob, ImageConfig, Listing, Manifest, ManifestRef, auth};
 use crate::clock::Clock;
 use crate::egress::{HostPattern, Policy, Refusal};
 use crate::image::{Digest, Repository, Tag};
@@ -312,7 +312,7 @@ impl RepositoryClient {
             match stated().filter(|_| reply.status.is_success()) {
                 Some(digest) => Ok(digest),
                 // Without a digest, or with a status and no body that says why: the manifest itself tells.
-                None => read_manifest(&call, &Target::Tag(tag.clone()), limits).await.map(|manifest| manifest.digest),
+                None => read_manifest(&call, &ManifestRef::Tag(tag.clone()), limits).await.map(|manifest| manifest.digest),
             }
         })
         .await
@@ -323,7 +323,7 @@ impl RepositoryClient {
     /// # Errors
     ///
     /// [`RegistryError`].
-    pub async fn manifest(&self, target: &Target, size: Size) -> Result<Manifest, RegistryError> {
+    pub async fn manifest(&self, target: &ManifestRef, size: Size) -> Result<Manifest, RegistryError> {
         let limits = self.limits(size);
         self.within(|call| async move { read_manifest(&call, target, limits).await }).await
     }
@@ -394,10 +394,10 @@ impl RepositoryClient {
     }
 }
 
-async fn read_manifest(call: &Call, target: &Target, limits: &Limits) -> Result<Manifest, RegistryError> {
+async fn read_manifest(call: &Call, target: &ManifestRef, limits: &Limits) -> Result<Manifest, RegistryError> {
     let mut request = call.get(&format!("manifests/{target}"), limits.manifest_bytes);
     request.accept = Some(ACCEPT);
-    let separator = if matches!(target, Target::Tag(_)) { ':' } else { '@' };
+    let separator = if matches!(target, ManifestRef::Tag(_)) { ':' } else { '@' };
     let reply = call.require(request, RedirectPolicy::Other, format!("{}{separator}{target}", call.repository)).await?;
     let content_type = media_type(&reply);
     let digest = Digest::of(&reply.body);
@@ -405,8 +405,8 @@ async fn read_manifest(call: &Call, target: &Target, limits: &Limits) -> Result<
     let signed = content_type.ends_with("manifest.v1+prettyjws");
     let stated = reply.header("docker-content-digest").and_then(|text| text.parse::<Digest>().ok());
     let wanted = match target {
-        Target::Digest(digest) => Some(digest),
-        Target::Tag(_) => None,
+        ManifestRef::Digest(digest) => Some(digest),
+        ManifestRef::Tag(_) => None,
     };
     if !signed && stated.iter().chain(wanted).any(|other| *other != digest) {
         return Err(call.malformed(format!("the manifest `{target}` is not what its digest says")));

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use super::record::{Dated, Metadata, Record};
 use super::tenant::{Place, Tenant, Tenants};
-use super::{Access, Blob, Client, ImageConfig, Listing, Manifest, RegistryError, RepositoryClient, Size, Target};
+use super::{Access, Blob, Client, ImageConfig, Listing, Manifest, ManifestRef, RegistryError, RepositoryClient, Size};
 use crate::clock::Clock;
 use crate::image::{Digest, Repository, Tag};
 use crate::metrics::{Hits, Layer};
@@ -77,7 +77,7 @@ struct Inner {
 enum Item {
     Listing,
     Digest(Tag),
-    Manifest(Target),
+    Manifest(ManifestRef),
     Config(Digest),
 }
 
@@ -261,12 +261,12 @@ impl RepositoryHandle {
     /// # Errors
     ///
     /// [`LookupError`].
-    pub async fn manifest(&self, target: &Target, mode: Mode) -> Result<Arc<Manifest>, LookupError> {
+    pub async fn manifest(&self, target: &ManifestRef, mode: Mode) -> Result<Arc<Manifest>, LookupError> {
         self.load().await;
         let digest = match target {
-            Target::Digest(digest) => Some(digest.clone()),
-            Target::Tag(tag) if mode == Mode::Recall => Some(self.digest(tag, mode).await?),
-            Target::Tag(tag) => match self.record.tag(tag).and_then(|last| last.value) {
+            ManifestRef::Digest(digest) => Some(digest.clone()),
+            ManifestRef::Tag(tag) if mode == Mode::Recall => Some(self.digest(tag, mode).await?),
+            ManifestRef::Tag(tag) => match self.record.tag(tag).and_then(|last| last.value) {
                 Some(last) if matches!(self.record.metadata(&last), Some(Metadata::Manifest(_))) => {
                     Some(self.digest_within(tag, mode, self.registry.settings.ttls.digests).await?)
                 }
@@ -283,11 +283,11 @@ impl RepositoryHandle {
             let at = self.now();
             let manifest = self.client.manifest(target, size).await.map(Arc::new);
             match target {
-                Target::Tag(tag) => self.learn_tag(at, tag, manifest.as_ref().map(|manifest| &manifest.digest)),
-                Target::Digest(digest) if matches!(manifest, Err(RegistryError::NotFound { .. })) => {
+                ManifestRef::Tag(tag) => self.learn_tag(at, tag, manifest.as_ref().map(|manifest| &manifest.digest)),
+                ManifestRef::Digest(digest) if matches!(manifest, Err(RegistryError::NotFound { .. })) => {
                     self.record.learn_metadata(digest, Metadata::Gone);
                 }
-                Target::Digest(_) => {}
+                ManifestRef::Digest(_) => {}
             }
             let manifest = manifest?;
             self.record.learn_metadata(&manifest.digest, Metadata::Manifest(Arc::clone(&manifest)));

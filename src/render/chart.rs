@@ -320,7 +320,7 @@ const WANTED: [&str; 4] = ["Chart.yaml", "values.yaml", "requirements.yaml", "va
 
 /// The files of interest in an archive. What is no archive is left to Helm to complain about.
 fn unpack(checkout: &Checkout, path: &Path) -> Result<BTreeMap<String, String>, RenderError> {
-    let inside = checkout.find(Path::new(""), &path.to_string_lossy())?;
+    let inside = checkout.resolve_path(Path::new(""), &path.to_string_lossy())?;
     let mut files = BTreeMap::new();
     if let Ok(file) = std::fs::File::open(checkout.root().join(inside)) {
         let mut room = Room { unpacked: MAX_UNPACKED, kept: MAX_KEPT };

@@ -125,7 +125,7 @@ impl Plan {
 }
 
 fn read(checkout: &Checkout, path: &Path, room: u64) -> Result<Vec<u8>, RenderError> {
-    let inside = checkout.find(Path::new(""), &path.to_string_lossy())?;
+    let inside = checkout.resolve_path(Path::new(""), &path.to_string_lossy())?;
     let io = |source: std::io::Error| WorkspaceError::Io { path: shown(path), source: source.into() };
     let mut bytes = Vec::new();
     let file = std::fs::File::open(checkout.root().join(inside)).map_err(io)?;

@@ -49,7 +49,7 @@ pub struct Plan {
     is_local: bool,
     /// Are charts or value files missing because they were not fetched?
     is_partial: bool,
-    /// Did the last text come from the memo?
+    /// Did the last text come from the render cache?
     pub(super) is_recalled: bool,
     options: HelmOptions,
     release: String,
@@ -140,7 +140,7 @@ impl Plan {
         let mut set_files = Vec::new();
         for (name, path) in &options.file_parameters {
             one_name("parameter `helm-file-parameters`", name)?;
-            let found = checkout.find(checkout.app(), &application.expand(path)).map_err(|source| RenderError::File {
+            let found = checkout.resolve_path(checkout.app(), &application.expand(path)).map_err(|source| RenderError::File {
                 what: format!("parameter `helm-file-parameters`, key `{}`", printable(name)),
                 source,
             })?;
@@ -242,7 +242,7 @@ impl Plan {
         ];
         arguments.extend(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| OsString::from(flag)));
         let key = self.key(&arguments, changed, tools);
-        let recalled = key.and_then(|key| tools.memo.as_ref()?.get(&key));
+        let recalled = key.and_then(|key| tools.render_cache.as_ref()?.get(&key));
         self.is_recalled = recalled.is_some();
         if let Some(text) = recalled {
             return Ok(text);
@@ -273,15 +273,15 @@ impl Plan {
             tracing::debug!(stderr = %printable(output.stderr.trim()), "helm wrote to standard error");
         }
         let text = text(output.stdout)?;
-        if let (Some(memo), Some(key)) = (&tools.memo, key) {
-            memo.keep(key, &text);
+        if let (Some(cache), Some(key)) = (&tools.render_cache, key) {
+            cache.keep(key, &text);
         }
         Ok(text)
     }
 
     /// What the text is made from, if all of it is known.
     fn key(&self, arguments: &[OsString], changed: &BTreeMap<usize, String>, tools: &Tools) -> Option<[u8; 32]> {
-        if !self.is_local || tools.memo.is_none() {
+        if !self.is_local || tools.render_cache.is_none() {
             return None;
         }
         let mut key = Key::new(&tools.helm, &self.checkout, self.workspace.path())?;

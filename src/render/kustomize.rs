@@ -61,7 +61,7 @@ pub struct Plan {
     fetches: bool,
     /// Is everything known that the text is made from?
     is_local: bool,
-    /// Did the last text come from the memo?
+    /// Did the last text come from the render cache?
     pub(super) is_recalled: bool,
 }
 
@@ -173,7 +173,7 @@ impl Plan {
         for root in &tree.roots {
             for list in ["generators", "transformers"] {
                 for file in tree.get(*root, list).map(|id| tree.items(id)).unwrap_or_default() {
-                    let own = tree.text(*file).and_then(|file| self.checkout.find(dir, file).ok());
+                    let own = tree.text(*file).and_then(|file| self.checkout.resolve_path(dir, file).ok());
                     let own = own
                         .filter(|path| self.checkout.root().join(path).is_file())
                         .and_then(|path| self.checkout.read(&path).ok());
@@ -214,7 +214,7 @@ impl Plan {
         if value.is_empty() || value.contains('\n') || Path::new(value).is_absolute() {
             return;
         }
-        let Ok(path) = self.checkout.find(dir, value) else { return };
+        let Ok(path) = self.checkout.resolve_path(dir, value) else { return };
         if found.contains_key(&path) || !self.checkout.root().join(&path).is_file() {
             return;
         }
@@ -291,7 +291,7 @@ impl Plan {
                 if Path::new(file).is_absolute() {
                     continue;
                 }
-                let path = match self.checkout.find(dir, file) {
+                let path = match self.checkout.resolve_path(dir, file) {
                     // Kustomize itself refuses what is missing or leads out.
                     Err(WorkspaceError::Missing { .. } | WorkspaceError::Outside { .. }) => continue,
                     path => path?,
@@ -327,7 +327,7 @@ impl Plan {
                         path.split_once('/').is_some_and(|(host, _)| host.contains('.') && !host.trim_matches('.').is_empty());
                     let is_address = path.contains([':', '?']);
                     self.fetches |= is_host || is_address || (is_plugin && runs_programs(tools));
-                    match self.checkout.find(dir, path) {
+                    match self.checkout.resolve_path(dir, path) {
                         Ok(path) if self.checkout.root().join(&path).is_dir() => found.push(path),
                         // A plugin's own file may name addresses; what else it names is not looked for.
                         Ok(path) if is_plugin => {
@@ -455,7 +455,7 @@ impl Plan {
             self.checkout.extract_all()?;
         }
         let key = if writes { None } else { self.key(changed, &edits, tools, &workspace) };
-        let recalled = key.and_then(|key| tools.memo.as_ref()?.get(&key));
+        let recalled = key.and_then(|key| tools.render_cache.as_ref()?.get(&key));
         self.is_recalled = recalled.is_some();
         if let Some(text) = recalled {
             return Ok(text);
@@ -501,8 +501,8 @@ impl Plan {
         }
         let sandbox = self.sandbox(tools, &root, &workspace, writes).await?;
         let text = text(self.child(tools, arguments, root, &home, sandbox).run().await?.stdout)?;
-        if let (Some(memo), Some(key)) = (&tools.memo, key) {
-            memo.keep(key, &text);
+        if let (Some(cache), Some(key)) = (&tools.render_cache, key) {
+            cache.keep(key, &text);
         }
         Ok(text)
     }
@@ -516,7 +516,7 @@ impl Plan {
         workspace: &Workspace,
     ) -> Option<[u8; 32]> {
         let patches = self.application.parameters.kustomize.patches.as_deref().unwrap_or_default();
-        if !self.is_local || tools.memo.is_none() {
+        if !self.is_local || tools.render_cache.is_none() {
             return None;
         }
         let mut key = Key::new(&tools.kustomize, &self.checkout, workspace.path())?;

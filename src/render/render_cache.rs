@@ -19,7 +19,7 @@ use flate2::write::DeflateEncoder;
 use prometheus_client::metrics::gauge::Gauge;
 use sha2::{Digest, Sha256};
 
-use crate::process::found;
+use crate::process::which;
 use crate::workspace::Checkout;
 
 /// What an entry costs besides its text, about, in bytes.
@@ -80,8 +80,8 @@ impl RenderCache {
 
     /// Remembers a text, behind the answer.
     pub fn keep(&self, key: [u8; 32], text: &str) {
-        let (memo, text) = (self.clone(), text.to_owned());
-        tokio::task::spawn_blocking(move || memo.pack(key, &text));
+        let (cache, text) = (self.clone(), text.to_owned());
+        tokio::task::spawn_blocking(move || cache.pack(key, &text));
     }
 
     fn pack(&self, key: [u8; 32], text: &str) {
@@ -154,7 +154,7 @@ impl Key {
     /// The start of a key: a program, and all that is on disk. [`None`] where that is not known.
     pub fn new(program: &Path, checkout: &Checkout, workspace: &Path) -> Option<Self> {
         let on_disk = checkout.digest()?;
-        let path = found(program)?;
+        let path = which(program)?;
         let metadata = std::fs::metadata(&path).ok()?;
         let mut key = Self { hash: Sha256::new(), private: vec![checkout.root().to_owned(), workspace.to_owned()] };
         key.add(path.as_os_str().as_bytes());
@@ -209,18 +209,18 @@ mod tests {
     #[test]
     fn a_text_comes_back_whole_and_bytes_are_bounded() {
         let dir = tempfile::tempdir().expect("a directory");
-        let memo = RenderCache::new(dir.path(), 4000);
+        let cache = RenderCache::new(dir.path(), 4000);
         let text = "kind: Deployment\n".repeat(1000);
-        memo.pack([1; 32], &text);
-        assert_eq!(memo.get(&[1; 32]).as_deref(), Some(text.as_str()));
-        assert_eq!(memo.get(&[2; 32]), None);
+        cache.pack([1; 32], &text);
+        assert_eq!(cache.get(&[1; 32]).as_deref(), Some(text.as_str()));
+        assert_eq!(cache.get(&[2; 32]), None);
         for number in 2..100 {
-            memo.pack([number; 32], &format!("{number}{text}"));
+            cache.pack([number; 32], &format!("{number}{text}"));
             // What is used stays.
-            assert!(memo.get(&[1; 32]).is_some_and(|kept| kept == text), "{number}");
+            assert!(cache.get(&[1; 32]).is_some_and(|kept| kept == text), "{number}");
         }
-        assert!(memo.bytes.get() <= 4000 && memo.texts.get() > 2, "{memo:?}");
-        assert_eq!(memo.get(&[3; 32]), None);
+        assert!(cache.bytes.get() <= 4000 && cache.texts.get() > 2, "{cache:?}");
+        assert_eq!(cache.get(&[3; 32]), None);
         assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0, "its files have no name");
         let none = RenderCache::new(dir.path(), 0);
         none.pack([1; 32], &text);

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::{AT_ONCE, Question};
 use crate::image::{Platform, Tag};
 use crate::policy::{Candidate, ImageBuild, NoMatch, Policy, Selection, Strategy, TagMetadata};
-use crate::registry::{Blob, Content, ImageConfig, Listed, Listing, LookupError, Manifest, Mode, RepositoryHandle, Target};
+use crate::registry::{Blob, Content, ImageConfig, Listed, Listing, LookupError, Manifest, ManifestRef, Mode, RepositoryHandle};
 
 /// Tags that take long enough to be worth a line in the log.
 const MANY: usize = 100;
@@ -141,7 +141,7 @@ impl Lookup<'_> {
                 digest => Ok(Some(TagMetadata { digest: Some(digest?), images: Vec::new() })),
             };
         }
-        let manifest = match self.handle.manifest(&Target::Tag(tag.clone()), self.mode).await {
+        let manifest = match self.handle.manifest(&ManifestRef::Tag(tag.clone()), self.mode).await {
             Err(error) if is_gone(&error) => return Ok(None),
             manifest => manifest?,
         };
@@ -156,7 +156,7 @@ impl Lookup<'_> {
                         continue;
                     }
                     // Also one that is missing makes no complete answer: perhaps the registry has lost it for a moment only.
-                    let child = self.handle.manifest(&Target::Digest(entry.digest.clone()), self.mode).await?;
+                    let child = self.handle.manifest(&ManifestRef::Digest(entry.digest.clone()), self.mode).await?;
                     let built = self.built_for(&child, *index).await?;
                     images.push(ImageBuild { platform: Some(platform.clone()), ..built });
                 }

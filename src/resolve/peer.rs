@@ -14,7 +14,7 @@ use tokio::time::timeout;
 
 use super::Question;
 use crate::pin::{Choice, Pin, PinState};
-use crate::placeholder::words::{Target, Words};
+use crate::placeholder::words::{PlaceholderSubject, Words};
 use crate::registry::Access;
 
 /// The protocol's version: another one is not understood.
@@ -103,7 +103,7 @@ impl Request {
         if self.version != VERSION || self.configuration != configuration {
             return None;
         }
-        let Target::Image { repository: None, policy } = Words::parse(&self.policy).ok()?.spec().ok()?.target else {
+        let PlaceholderSubject::Image { repository: None, policy } = Words::parse(&self.policy).ok()?.spec().ok()?.target else {
             return None;
         };
         let access = self.secret.as_deref().map_or(Access::Operator, Access::application);

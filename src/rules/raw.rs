@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::{HelmTarget, Target};
+use super::{HelmTarget, RuleTarget};
 use crate::image::printable;
 
 /// Fields of one level, as written. `None` leaves the level below in force.
@@ -156,16 +156,16 @@ impl Targets {
 
     /// Image Updater's defaults hold where a block names no tag: `image.name` and `image.tag` for an empty block, `image.tag` beside a
     /// name. A block with a tag alone sets the tag alone, where Image Updater would also set `image.name`.
-    pub(super) fn check(self) -> Result<Target, Problem> {
+    pub(super) fn check(self) -> Result<RuleTarget, Problem> {
         match (self.helm, self.kustomize) {
             (Some(_), Some(_)) => Err(("an image has a Helm target or a Kustomize target, not both".into(), None)),
-            (None, None) => Ok(Target::Manifests),
-            (None, Some(kustomize)) => Ok(Target::Kustomize(kustomize.name)),
+            (None, None) => Ok(RuleTarget::Manifests),
+            (None, Some(kustomize)) => Ok(RuleTarget::Kustomize(kustomize.name)),
             (Some(HelmTarget { name, tag, spec }), None) => {
                 let empty = name.is_none() && tag.is_none() && spec.is_none();
                 let name = if empty { Some("image.name".to_owned()) } else { name };
                 let tag = if tag.is_none() && spec.is_none() { Some("image.tag".to_owned()) } else { tag };
-                Ok(Target::Helm(if spec.is_some() {
+                Ok(RuleTarget::Helm(if spec.is_some() {
                     HelmTarget { spec, ..HelmTarget::default() }
                 } else {
                     HelmTarget { name, tag, spec }

@@ -99,9 +99,9 @@ impl Metrics {
     }
 
     /// Shows what is remembered of rendered texts.
-    pub fn memo(&mut self, memo: &RenderCache) {
-        self.registry.register("memo_texts", "Rendered texts that are kept", memo.texts.clone());
-        self.registry.register("memo_bytes", "Bytes of rendered texts that are kept, packed", memo.bytes.clone());
+    pub fn render_cache(&mut self, cache: &RenderCache) {
+        self.registry.register("render_cache_texts", "Rendered texts that are kept", cache.texts.clone());
+        self.registry.register("render_cache_bytes", "Bytes of rendered texts that are kept, packed", cache.bytes.clone());
     }
 
     /// Shows what is remembered in memory, and the budget of it all.

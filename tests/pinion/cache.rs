@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use pinion::image::Platform;
 use pinion::policy::{Notation, Policy, Settings as PolicySettings};
-use pinion::registry::{self, Access, CacheTtls, Client, Content, Limits, Mode, RegistriesConfig, Registry, Target};
+use pinion::registry::{self, Access, CacheTtls, Client, Content, Limits, ManifestRef, Mode, RegistriesConfig, Registry};
 use pinion::resolve::{Caller, Question, Resolver, Settings};
 use pinion::store::{self, Store};
 
@@ -76,7 +76,7 @@ async fn many_askers_of_metadata_make_one_request_each() {
     fixture.registry.push_built("acme/web", "a", "2026-01-01T00:00:00Z");
     let image = "ghcr.io/acme/web".parse().expect("an image");
     let registry = fixture.asking("", CacheTtls::default());
-    let target = Target::Tag("a".parse().expect("a tag"));
+    let target = ManifestRef::Tag("a".parse().expect("a tag"));
     let gate = Gate::default();
     fixture.registry.fault_on(Route::Any, When::Always, Fault::Held(gate.clone()));
     let asking: Vec<_> = (0..20)

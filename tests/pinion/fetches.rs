@@ -315,7 +315,7 @@ async fn what_was_fetched_is_kept_and_outlives_its_repository() {
     assert_eq!(files.asked("lib-1.10.0.tgz"), 2);
 
     // A server remembers the index, also when the repository is down.
-    let serving = crate::support::argocd::Serving::start(PROGRAM, &driver, &["--memo-bytes", "0"]);
+    let serving = crate::support::argocd::Serving::start(PROGRAM, &driver, &["--render-cache-bytes", "0"]);
     let messages = || {
         let archive = crate::support::argocd::archive(&app);
         crate::support::argocd::messages(&archive, ".", &[("ARGOCD_APP_NAME".to_owned(), "web".to_owned())], 1024)

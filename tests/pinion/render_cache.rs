@@ -224,10 +224,10 @@ async fn a_base_that_changes_is_rendered_again_and_what_is_fetched_always() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_memo_can_be_switched_off() {
+async fn the_render_cache_can_be_switched_off() {
     let fixture = chart().await;
     let tool = Tool::new(POD);
-    let serving = fixture.serve(&["--helm", &tool.path(), "--sandbox", "off", "--memo-bytes", "0"]);
+    let serving = fixture.serve(&["--helm", &tool.path(), "--sandbox", "off", "--render-cache-bytes", "0"]);
     for times in 1..=2 {
         generate(&serving, fixture.messages(1024)).await.expect("manifests");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -376,7 +376,7 @@ async fn a_remote_base_is_no_directory_of_this_machine() {
 
 /// Waits until so many texts were kept: that happens behind the answer.
 async fn settled(serving: &Serving, texts: usize) {
-    let line = format!("pinion_memo_texts {texts}\n");
+    let line = format!("pinion_render_cache_texts {texts}\n");
     until(&format!("not {texts} texts are kept"), async || serving.get("/metrics").await.contains(&line)).await;
 }
 

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use pinion::egress::Policy;
 use pinion::image::{Digest, Platform, Repository, Tag};
 use pinion::registry::{
-    Access, Blob, Client, Content, ImageConfig, Limits, Listing, Manifest, RegistriesConfig, RegistryError, Size, Target,
+    Access, Blob, Client, Content, ImageConfig, Limits, Listing, Manifest, ManifestRef, RegistriesConfig, RegistryError, Size,
 };
 
 use crate::support::driver::until;
@@ -117,7 +117,7 @@ async fn tags(client: &Client, registry: &FakeRegistry) -> Result<Arc<Listing>, 
 }
 
 async fn manifest(client: &Client, registry: &FakeRegistry, name: &str) -> Result<Arc<Manifest>, RegistryError> {
-    client.manifest(&web(registry), &Target::Tag(tag(name)), &OPERATOR).await
+    client.manifest(&web(registry), &ManifestRef::Tag(tag(name)), &OPERATOR).await
 }
 
 /// The configuration blob of an image.

@@ -200,7 +200,7 @@ async fn pack(
     for declared in local {
         let path = declared.repository.trim_start_matches("file://");
         let failed = |source| RenderError::File { what: format!("dependency `{}`", printable(&declared.name)), source };
-        let found = checkout.find(checkout.app(), path).map_err(failed)?;
+        let found = checkout.resolve_path(checkout.app(), path).map_err(failed)?;
         checkout.check_links(&found)?;
         workspace.copy(checkout, &found)?;
         let place = workspace.root().join(&found).display().to_string();

@@ -30,7 +30,7 @@ pub(super) fn find(
 ) -> Result<Vec<Found>, RenderError> {
     let names: Vec<String> = options.value_files.iter().map(|name| application.expand(name)).collect();
     let explicit: Vec<PathBuf> =
-        names.iter().filter(|name| !is_glob(name)).filter_map(|name| checkout.find(checkout.app(), name).ok()).collect();
+        names.iter().filter(|name| !is_glob(name)).filter_map(|name| checkout.resolve_path(checkout.app(), name).ok()).collect();
     let mut found: Vec<Found> = Vec::new();
     let mut seen: Vec<PathBuf> = Vec::new();
     for (raw, name) in options.value_files.iter().zip(&names) {
@@ -68,7 +68,7 @@ pub(super) fn find(
             }
             continue;
         }
-        match checkout.find(checkout.app(), name) {
+        match checkout.resolve_path(checkout.app(), name) {
             Ok(path) if seen.contains(&path) => {}
             Ok(path) => {
                 seen.push(path.clone());
@@ -110,7 +110,7 @@ fn glob(checkout: &Checkout, pattern: &str) -> Result<Vec<PathBuf>, RenderError>
         .map_err(|error| RenderError::invalid(format!("value file `{}` is not a pattern: {error}", printable(pattern))))?;
     let fixed: PathBuf = parts.iter().take_while(|part| !is_glob(part)).collect();
     let mut found = Vec::new();
-    let start = match checkout.find(Path::new(""), &fixed.to_string_lossy()) {
+    let start = match checkout.resolve_path(Path::new(""), &fixed.to_string_lossy()) {
         Err(WorkspaceError::Missing { .. } | WorkspaceError::Outside { .. }) => return Ok(found),
         start => start?,
     };
@@ -122,6 +122,6 @@ fn glob(checkout: &Checkout, pattern: &str) -> Result<Vec<PathBuf>, RenderError>
     if found.len() > MAX_GLOB {
         return Err(RenderError::invalid(format!("value file `{}` matches more than {MAX_GLOB} files", printable(pattern))));
     }
-    let inside = found.iter().map(|path| checkout.find(Path::new(""), &path.to_string_lossy()));
+    let inside = found.iter().map(|path| checkout.resolve_path(Path::new(""), &path.to_string_lossy()));
     Ok(inside.collect::<Result<_, _>>()?)
 }

@@ -138,7 +138,7 @@ impl Plan {
     fn defaults(&self, chart: &Chart, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
         let mut view = Value::default();
         for dependency in &chart.dependencies {
-            view.merge(self.defaults(dependency, scans)?.below(&dependency.key));
+            view.merge(self.defaults(dependency, scans)?.nested(&dependency.key));
         }
         match &chart.values {
             Some(Values::Data(data)) => view.merge(self.read(*data, scans)?),

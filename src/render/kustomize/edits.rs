@@ -76,7 +76,7 @@ impl Plan {
         let options = &self.application.parameters.kustomize;
         let mut present = Vec::new();
         for component in &options.components {
-            match self.checkout.find(self.checkout.app(), component) {
+            match self.checkout.resolve_path(self.checkout.app(), component) {
                 Ok(path) => present.push((component.clone(), Some(path))),
                 Err(WorkspaceError::Missing { .. }) if component.contains("://") => present.push((component.clone(), None)),
                 Err(WorkspaceError::Missing { .. }) if options.ignore_missing_components => {}

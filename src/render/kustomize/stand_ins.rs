@@ -15,7 +15,7 @@ use granit_parser::ScalarStyle;
 use crate::image::{Digest, Repository};
 use crate::manifest;
 use crate::placeholder::image::{Siblings, before, beside};
-use crate::placeholder::words::Target;
+use crate::placeholder::words::PlaceholderSubject;
 use crate::placeholder::{Form, Placeholder, Scan, quote, splice};
 use crate::yaml::{self, Kind, Tree};
 
@@ -83,7 +83,8 @@ impl StandIns {
                     _ => source.clone(),
                 };
                 self.0.insert(word.clone(), Replaced { source, named, form });
-                let has_digest = matches!(&placeholder.spec.target, Target::Image { policy, .. } if policy.pins_digest());
+                let has_digest =
+                    matches!(&placeholder.spec.target, PlaceholderSubject::Image { policy, .. } if policy.pins_digest());
                 let digits = &word[PREFIX.len()..];
                 let other = format!("{OTHER}{}", digits.chars().rev().collect::<String>());
                 let written = if picked == As::Other { other } else { word.clone() };
