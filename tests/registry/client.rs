@@ -40,7 +40,12 @@ trait Ask {
     fn identity(&self, repository: &Repository, access: &Access) -> String;
     async fn tags(&self, repository: &Repository, access: &Access) -> Result<Arc<Listing>, RegistryError>;
     async fn digest(&self, repository: &Repository, tag: &Tag, access: &Access) -> Result<Digest, RegistryError>;
-    async fn manifest(&self, repository: &Repository, target: &Target, access: &Access) -> Result<Arc<Manifest>, RegistryError>;
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        target: &ManifestRef,
+        access: &Access,
+    ) -> Result<Arc<Manifest>, RegistryError>;
     async fn config(&self, repository: &Repository, blob: &Blob, access: &Access) -> Result<Arc<ImageConfig>, RegistryError>;
 }
 
@@ -57,7 +62,12 @@ impl Ask for Client {
         self.open(repository, access).digest(tag, Size::Large).await
     }
 
-    async fn manifest(&self, repository: &Repository, target: &Target, access: &Access) -> Result<Arc<Manifest>, RegistryError> {
+    async fn manifest(
+        &self,
+        repository: &Repository,
+        target: &ManifestRef,
+        access: &Access,
+    ) -> Result<Arc<Manifest>, RegistryError> {
         self.open(repository, access).manifest(target, Size::Large).await.map(Arc::new)
     }
 

@@ -57,7 +57,8 @@ async fn images_of_both_kinds_are_read() {
         let config = client.config(&web(&registry), config, &OPERATOR).await.expect("a configuration");
         assert_eq!(config.created, created.parse().ok());
         assert_eq!(config.platform, "linux/arm64/v8".parse::<Platform>().ok());
-        let by_digest = client.manifest(&web(&registry), &Target::Digest(digest(&pushed)), &OPERATOR).await.expect("by digest");
+        let by_digest =
+            client.manifest(&web(&registry), &ManifestRef::Digest(digest(&pushed)), &OPERATOR).await.expect("by digest");
         assert_eq!(by_digest, manifest);
     }
 }
@@ -118,7 +119,7 @@ async fn a_manifest_must_be_what_its_digest_says() {
         assert!(malformed(&manifest(&client(&registry), &registry, "1.0").await.expect_err("a wrong digest")));
     }
     registry.dialect(Dialect::distribution().without_digest_header());
-    let target = Target::Digest(digest(&pushed));
+    let target = ManifestRef::Digest(digest(&pushed));
     assert!(malformed(&client(&registry).manifest(&web(&registry), &target, &OPERATOR).await.expect_err("a wrong digest")));
 }
 
