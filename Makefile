@@ -3,7 +3,7 @@ SHELL := /bin/sh
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help build helm-worker demo test lint soak bench fuzz fuzz-sandbox tools deny clean
+.PHONY: help build helm-worker demo test generate lint soak bench fuzz fuzz-sandbox tools deny clean
 
 # Seconds for each target of `make fuzz`. A full run is 600.
 FUZZ_SECONDS ?= 60
@@ -25,6 +25,9 @@ demo: ## Render the examples against a registry in this process, push newer tags
 test: tools lint ## Everything that CI checks
 	cargo test --locked
 	cd helm-worker && PATH="$$PATH:$(CURDIR)/.tools/go/go/bin" CGO_ENABLED=0 go test ./...
+
+generate: ## Write plugin.yaml, the chart's copy and docs/parameters.md from the table of parameters
+	PINION_BLESS=1 cargo test --locked --test pinion generated::
 
 lint: ## Formatting and clippy
 	cargo fmt --check

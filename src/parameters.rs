@@ -1,14 +1,17 @@
 //! Plugin parameters: `spec.source.plugin.parameters`, read into one checked value.
 //!
-//! Argo CD sends them as JSON in `ARGOCD_APP_PARAMETERS`: an array of `{name, string | array | map}`, or `null`. Names are those that
-//! `plugin.yaml` announces (a test keeps the two equal); an unknown name or a value of another type is an error, because a setting
-//! that is silently ignored deploys the wrong thing. An empty value counts as not given: Argo CD's UI sends those.
+//! Argo CD sends them as JSON in `ARGOCD_APP_PARAMETERS`: an array of `{name, string | array | map}`, or `null`. [`table`] declares each
+//! once. An unknown name or a value of another type is an error, because a setting that is silently ignored deploys the wrong thing. An
+//! empty value counts as not given: Argo CD's UI sends those.
+
+pub mod table;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
 use crate::image::printable;
+use table::{Parameter, TABLE, Value};
 
 /// What an application asks for. Field names are the parameters' names.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -106,7 +109,7 @@ pub enum ParameterError {
     #[error("parameter `{name}` takes {takes}")]
     Type { name: String, takes: &'static str },
     #[error("parameter `{name}`: `{value}` is not one of {allowed}")]
-    Value { name: String, value: String, allowed: &'static str },
+    Value { name: String, value: String, allowed: String },
     #[error("parameter `record`: `{0}` is not available in this version, which records nothing")]
     Record(String),
 }
@@ -117,7 +120,7 @@ impl ParameterError {
         match self {
             Self::Unknown(name) => Some(match closest(name) {
                 Some(known) => format!("did you mean `{known}`?"),
-                None => format!("known parameters: {}", NAMES.join(", ")),
+                None => format!("known parameters: {}", names().collect::<Vec<_>>().join(", ")),
             }),
             Self::Record(_) => Some("use `none`, and commit the file that `pinion generate --write-pins` writes".into()),
             _ => None,
@@ -172,60 +175,10 @@ impl RawParameter {
         match self.text()?.as_deref() {
             Some("true") => Ok(true),
             Some("false") | None => Ok(false),
-            Some(value) => Err(ParameterError::Value { name, value: printable(value), allowed: "`true`, `false`" }),
+            Some(value) => Err(ParameterError::Value { name, value: printable(value), allowed: quoted(&["true", "false"]) }),
         }
     }
-
-    fn choice<T: Copy + Default>(self, values: &[(&str, T)], allowed: &'static str) -> Result<T, ParameterError> {
-        let name = self.name.clone();
-        let Some(value) = self.text()? else { return Ok(T::default()) };
-        let found = values.iter().find(|(word, _)| *word == value).map(|(_, meaning)| *meaning);
-        found.ok_or_else(|| ParameterError::Value { name, value: printable(&value), allowed })
-    }
 }
-
-/// All names, in the order in which `plugin.yaml` announces them.
-pub const NAMES: [&str; 39] = [
-    "images",
-    "image-settings",
-    "pins",
-    "mode",
-    "record",
-    "renderer",
-    "helm-value-files",
-    "helm-values",
-    "helm-parameters",
-    "helm-force-string-parameters",
-    "helm-file-parameters",
-    "helm-release-name",
-    "helm-namespace",
-    "helm-kube-version",
-    "helm-api-versions",
-    "helm-skip-crds",
-    "helm-skip-schema-validation",
-    "helm-skip-tests",
-    "helm-ignore-missing-value-files",
-    "kustomize-name-prefix",
-    "kustomize-name-suffix",
-    "kustomize-images",
-    "kustomize-replicas",
-    "kustomize-common-labels",
-    "kustomize-common-annotations",
-    "kustomize-common-annotations-envsubst",
-    "kustomize-force-common-labels",
-    "kustomize-force-common-annotations",
-    "kustomize-label-without-selector",
-    "kustomize-label-include-templates",
-    "kustomize-namespace",
-    "kustomize-patches",
-    "kustomize-components",
-    "kustomize-ignore-missing-components",
-    "kustomize-kube-version",
-    "kustomize-api-versions",
-    "directory-recurse",
-    "directory-include",
-    "directory-exclude",
-];
 
 impl Parameters {
     /// Reads Argo CD's JSON. An empty text and `null` are no parameters.
@@ -268,74 +221,38 @@ impl Parameters {
 
     /// Parameters of other tools than this one, which have no effect.
     pub fn of_other_tools(&self, tool: &str) -> Vec<&str> {
-        let others = ["helm", "kustomize", "directory"].into_iter().filter(|other| *other != tool);
-        let of = |other: &str| {
-            self.given.iter().filter(move |name| name.split('-').next() == Some(other)).map(String::as_str).collect::<Vec<_>>()
-        };
-        others.flat_map(of).collect()
+        let is_idle = |name: &&String| Parameter::named(name).and_then(Parameter::tool).is_some_and(|own| own != tool);
+        self.given.iter().filter(is_idle).map(String::as_str).collect()
     }
 
     fn take(&mut self, raw: RawParameter) -> Result<(), ParameterError> {
-        let Self { helm, kustomize, directory, .. } = self;
-        match raw.name.as_str() {
-            "images" => self.images = raw.array()?,
-            "image-settings" => self.image_settings = raw.map()?,
-            "pins" => self.pins = raw.map()?,
-            "mode" => self.mode = raw.choice(&[("follow", Mode::Follow), ("locked", Mode::Locked)], "`follow`, `locked`")?,
-            "record" => match raw.text()?.as_deref() {
-                None | Some("none") => {}
-                Some(kind @ ("configmap" | "argocd" | "git")) => return Err(ParameterError::Record(kind.into())),
-                Some(value) => {
-                    let allowed = "`none`, `configmap`, `argocd`, `git`";
-                    return Err(ParameterError::Value { name: "record".into(), value: printable(value), allowed });
+        let Some(parameter) = Parameter::named(&raw.name) else { return Err(ParameterError::Unknown(printable(&raw.name))) };
+        match parameter.value {
+            Value::Text(field) => *field(self) = raw.text()?,
+            Value::Flag(field) => *field(self) = raw.flag()?,
+            Value::List(field) => *field(self) = raw.array()?,
+            Value::Map(field) => *field(self) = raw.map()?,
+            Value::Word { words, set } => match raw.text()? {
+                None => {}
+                Some(word) if words.contains(&word.as_str()) => set(self, &word)?,
+                Some(word) => {
+                    let name = parameter.name.to_owned();
+                    return Err(ParameterError::Value { name, value: printable(&word), allowed: quoted(words) });
                 }
             },
-            "renderer" => {
-                let choices = [
-                    ("auto", Choice::Auto),
-                    ("helm", Choice::Helm),
-                    ("kustomize", Choice::Kustomize),
-                    ("directory", Choice::Directory),
-                ];
-                self.renderer = raw.choice(&choices, "`auto`, `helm`, `kustomize`, `directory`")?;
-            }
-            "helm-value-files" => helm.value_files = raw.array()?,
-            "helm-values" => helm.values = raw.text()?,
-            "helm-parameters" => helm.parameters = raw.map()?,
-            "helm-force-string-parameters" => helm.force_string_parameters = raw.map()?,
-            "helm-file-parameters" => helm.file_parameters = raw.map()?,
-            "helm-release-name" => helm.release_name = raw.text()?,
-            "helm-namespace" => helm.namespace = raw.text()?,
-            "helm-kube-version" => helm.kube_version = raw.text()?,
-            "helm-api-versions" => helm.api_versions = raw.array()?,
-            "helm-skip-crds" => helm.skip_crds = raw.flag()?,
-            "helm-skip-schema-validation" => helm.skip_schema_validation = raw.flag()?,
-            "helm-skip-tests" => helm.skip_tests = raw.flag()?,
-            "helm-ignore-missing-value-files" => helm.ignore_missing_value_files = raw.flag()?,
-            "kustomize-name-prefix" => kustomize.name_prefix = raw.text()?,
-            "kustomize-name-suffix" => kustomize.name_suffix = raw.text()?,
-            "kustomize-images" => kustomize.images = raw.array()?,
-            "kustomize-replicas" => kustomize.replicas = raw.map()?,
-            "kustomize-common-labels" => kustomize.common_labels = raw.map()?,
-            "kustomize-common-annotations" => kustomize.common_annotations = raw.map()?,
-            "kustomize-common-annotations-envsubst" => kustomize.common_annotations_envsubst = raw.flag()?,
-            "kustomize-force-common-labels" => kustomize.force_common_labels = raw.flag()?,
-            "kustomize-force-common-annotations" => kustomize.force_common_annotations = raw.flag()?,
-            "kustomize-label-without-selector" => kustomize.label_without_selector = raw.flag()?,
-            "kustomize-label-include-templates" => kustomize.label_include_templates = raw.flag()?,
-            "kustomize-namespace" => kustomize.namespace = raw.text()?,
-            "kustomize-patches" => kustomize.patches = raw.text()?,
-            "kustomize-components" => kustomize.components = raw.array()?,
-            "kustomize-ignore-missing-components" => kustomize.ignore_missing_components = raw.flag()?,
-            "kustomize-kube-version" => kustomize.kube_version = raw.text()?,
-            "kustomize-api-versions" => kustomize.api_versions = raw.array()?,
-            "directory-recurse" => directory.recurse = raw.flag()?,
-            "directory-include" => directory.include = raw.text()?,
-            "directory-exclude" => directory.exclude = raw.text()?,
-            unknown => return Err(ParameterError::Unknown(printable(unknown))),
         }
         Ok(())
     }
+}
+
+/// Words for a message.
+fn quoted(words: &[&str]) -> String {
+    words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// All names.
+fn names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().map(|parameter| parameter.name)
 }
 
 /// The known name that an unknown one was probably meant to be: most of its parts are the same.
@@ -343,8 +260,8 @@ fn closest(name: &str) -> Option<&'static str> {
     let normal = |text: &str| text.to_ascii_lowercase().replace(['_', '.'], "-");
     let name = normal(name);
     let flat = |text: &str| text.replace('-', "").trim_end_matches('s').to_owned();
-    let same = NAMES.into_iter().find(|known| flat(known) == flat(&name));
-    same.or_else(|| NAMES.into_iter().find(|known| known.split_once('-').is_some_and(|(_, rest)| flat(rest) == flat(&name))))
+    let same = names().find(|known| flat(known) == flat(&name));
+    same.or_else(|| names().find(|known| known.split_once('-').is_some_and(|(_, rest)| flat(rest) == flat(&name))))
 }
 
 #[cfg(test)]
@@ -398,33 +315,35 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_taken() {
-        for name in NAMES {
-            let raw = RawParameter { name: name.into(), ..RawParameter::default() };
-            assert_eq!(Parameters::read(vec![raw]), Ok(Parameters::default()), "{name}");
-        }
-    }
-
-    #[test]
-    fn plugin_yaml_announces_the_same_names() {
-        let plugin: serde_json::Value = serde_yaml::from_str(include_str!("../plugin.yaml")).expect("YAML");
-        let announced = plugin["spec"]["parameters"]["static"].as_array().expect("parameters");
-        let names: Vec<&str> = announced.iter().map(|parameter| parameter["name"].as_str().expect("a name")).collect();
-        assert_eq!(names, NAMES);
-        for parameter in announced {
-            let name = parameter["name"].as_str().expect("a name");
-            assert!(parameter["title"].is_string() && parameter["tooltip"].is_string(), "{name}");
-            let value = match parameter["collectionType"].as_str() {
-                Some("array") => RawParameter { name: name.into(), array: Some(vec!["x".into()]), ..RawParameter::default() },
-                Some("map") => RawParameter {
-                    name: name.into(),
-                    map: Some(BTreeMap::from([("x".into(), "y".into())])),
-                    ..RawParameter::default()
-                },
-                _ => RawParameter { name: name.into(), string: Some("true".into()), ..RawParameter::default() },
+    fn every_parameter_takes_its_type_and_has_texts() {
+        for Parameter { name, title, tooltip, value } in &TABLE {
+            assert!(!title.is_empty() && tooltip.ends_with('.'), "{name}");
+            let empty = RawParameter { name: (*name).to_owned(), ..RawParameter::default() };
+            assert_eq!(Parameters::read(vec![empty.clone()]), Ok(Parameters::default()), "{name}");
+            let text = |text: &str| RawParameter { string: Some(text.into()), ..empty.clone() };
+            let map = RawParameter { map: Some(BTreeMap::from([("x".into(), "y".into())])), ..empty.clone() };
+            let filled = match value {
+                Value::List(_) => RawParameter { array: Some(vec!["x".into()]), ..empty.clone() },
+                Value::Map(_) => map.clone(),
+                Value::Text(_) | Value::Flag(_) => text("true"),
+                Value::Word { words, .. } => {
+                    assert_eq!(
+                        Parameters::read(vec![text(words[0])]).map(|all| Parameters { given: BTreeSet::new(), ..all }),
+                        Ok(Parameters::default()),
+                        "{name}: the default"
+                    );
+                    text(words[words.len() - 1])
+                }
             };
-            let read = Parameters::read(vec![value]);
-            assert!(!matches!(read.as_ref().map_err(|errors| &errors[0]), Err(ParameterError::Type { .. })), "{name}: {read:?}");
+            if *name != "record" {
+                let read = Parameters::read(vec![filled]).expect(name);
+                assert_ne!(Parameters { given: BTreeSet::new(), ..read }, Parameters::default(), "{name} sets something");
+            }
+            let wrong = if matches!(value, Value::Map(_)) { text("x") } else { map };
+            assert!(
+                matches!(Parameters::read(vec![wrong]).map_err(|errors| errors[0].clone()), Err(ParameterError::Type { .. })),
+                "{name}"
+            );
         }
     }
 }

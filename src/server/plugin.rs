@@ -222,7 +222,7 @@ mod tests {
         let plugin = Plugin::parse(include_str!("../../plugin.yaml")).expect("a plugin");
         assert_eq!(plugin.stem, "pinion@v1");
         assert!(!plugin.discover.is_configured());
-        assert_eq!(plugin.parameters.len(), crate::parameters::NAMES.len());
+        assert_eq!(plugin.parameters.len(), crate::parameters::table::TABLE.len());
     }
 
     #[test]

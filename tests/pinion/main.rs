@@ -17,6 +17,7 @@ mod examples;
 mod faults;
 mod fetches;
 mod fixtures;
+mod generated;
 mod manifests;
 mod parity;
 mod peer;

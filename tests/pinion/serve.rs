@@ -1,4 +1,4 @@
-//! The native door, driven as Argo CD's repo-server drives it: every trap of the contract through a real socket.
+//! The native mode, driven as Argo CD's repo-server drives it: every trap of the contract through a real socket.
 
 use std::fs;
 use std::time::Duration;
@@ -257,7 +257,7 @@ async fn parameters_are_announced_with_the_pins_of_the_application() {
     let answer = client.get_parameters_announcement(tokio_stream::iter(fixture.messages(1024))).await.expect("announcements");
     let all = answer.into_inner().parameter_announcements;
     let names: Vec<&str> = all.iter().map(|parameter| parameter.name.as_str()).collect();
-    assert_eq!(names, pinion::parameters::NAMES);
+    assert_eq!(names, pinion::parameters::table::TABLE.iter().map(|parameter| parameter.name).collect::<Vec<_>>());
     assert_eq!(all[2].map.get("ghcr.io/acme/web").map(String::as_str), Some("1.1.0"), "{:?}", all[2]);
     let matched = client.match_repository(tokio_stream::iter(fixture.messages(1024))).await.expect("an answer").into_inner();
     assert!(!matched.is_supported && !matched.is_discovery_enabled);
