@@ -81,9 +81,9 @@ fn policy(words: &str) -> Policy {
         let mut value = || words.next().expect("a value").to_owned();
         match word {
             "--allow-tags" => settings.allow_tags = Some(value()),
-            "--ignore-tags" => settings.ignore_tags.push(value()),
+            "--ignore-tags" => settings.ignore_tags.get_or_insert_default().push(value()),
             "--extract" => settings.extract = Some(value()),
-            "--platform" => settings.platforms.push(value()),
+            "--platform" => settings.platforms.get_or_insert_default().push(value()),
             "--min-age" => settings.min_age = Some(value()),
             "semver" | "newest-build" | "alphabetical" | "numerical" | "digest" => settings.strategy = Some(word.to_owned()),
             _ => constraint.push(word),

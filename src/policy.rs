@@ -12,6 +12,7 @@ mod constraint;
 mod error;
 mod filter;
 mod selection;
+pub mod settings;
 mod version;
 
 use std::fmt;
@@ -26,33 +27,11 @@ pub use constraint::{Constraint, ConstraintError};
 pub use error::PolicyError;
 pub use filter::{GlobError, PatternError, TemplateError};
 pub use selection::{Candidate, FilterReport, ImageBuild, NoMatch, Selection, Step, TagMetadata};
+pub use settings::Settings;
 pub use version::parse as read_version;
 
 /// Most patterns that `ignore-tags` may list.
 const MAX_IGNORED: usize = 100;
-
-/// The raw texts from a placeholder's flags or a rule's settings; [`Policy::parse`] checks them.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Settings {
-    /// Name of the strategy, in any case; `semver` by default.
-    pub strategy: Option<String>,
-    /// What follows the strategy; its meaning is the strategy's.
-    pub constraint: Option<String>,
-    /// `any` (the default) or a regular expression.
-    pub allow_tags: Option<String>,
-    /// Globs, and regular expressions as `regexp:…`.
-    pub ignore_tags: Vec<String>,
-    /// Template over the groups of `allow_tags`; what it yields is ranked instead of the tag.
-    pub extract: Option<String>,
-    /// `os/architecture[/variant]`; an image for one of them suffices.
-    pub platforms: Vec<String>,
-    /// Least age of the image, as in `2h` or `3days`.
-    pub min_age: Option<String>,
-    /// Is the digest wanted beside the tag?
-    pub with_digest: bool,
-    /// Tag for the caller to use when nothing is permitted.
-    pub fallback: Option<String>,
-}
 
 /// Whose words the settings are written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,7 +149,7 @@ impl Policy {
                     .map_err(|source| PolicyError::Extract { text: printable(&template), source })?,
             ),
         };
-        let mut platforms = settings.platforms.iter().map(|text| text.parse()).collect::<Result<Vec<Platform>, _>>()?;
+        let mut platforms = settings.platforms.iter().flatten().map(|text| text.parse()).collect::<Result<Vec<Platform>, _>>()?;
         platforms.sort();
         platforms.dedup();
         let min_age = match text(&settings.min_age) {
@@ -181,8 +160,17 @@ impl Policy {
             None => None,
             Some(text) => Some(text.parse().map_err(|_| PolicyError::Fallback { text: printable(&text) })?),
         };
-        let ignore = parse_ignore(&settings.ignore_tags)?;
-        Ok(Self { strategy, allow, ignore, extract, platforms, min_age, with_digest: settings.with_digest, fallback })
+        let ignore = parse_ignore(settings.ignore_tags.as_deref().unwrap_or_default())?;
+        Ok(Self {
+            strategy,
+            allow,
+            ignore,
+            extract,
+            platforms,
+            min_age,
+            with_digest: settings.with_digest.unwrap_or_default(),
+            fallback,
+        })
     }
 
     /// The policy with these platforms where it names none, if its strategy reads metadata anyway (`newest-build`). Not for tags that
@@ -331,7 +319,7 @@ mod tests {
                 continue;
             };
             if flag == "with-digest" {
-                read.with_digest = true;
+                read.with_digest = Some(true);
                 continue;
             }
             let (flag, value) = match flag.split_once('=') {
@@ -340,9 +328,9 @@ mod tests {
             };
             match flag.as_str() {
                 "allow-tags" => read.allow_tags = Some(value),
-                "ignore-tags" => read.ignore_tags.push(value),
+                "ignore-tags" => read.ignore_tags.get_or_insert_default().push(value),
                 "extract" => read.extract = Some(value),
-                "platform" => read.platforms.push(value),
+                "platform" => read.platforms.get_or_insert_default().push(value),
                 "min-age" => read.min_age = Some(value),
                 "fallback" => read.fallback = Some(value),
                 other => panic!("unknown flag {other}"),
@@ -356,11 +344,11 @@ mod tests {
     fn policies_print_as_canonical_words() {
         let full = Settings {
             allow_tags: Some("regexp:^main-(?<ts>[0-9]+)'$".into()),
-            ignore_tags: vec!["*-rc*".into(), "REGEXP:-dev$".into(), "*-rc*".into(), String::new()],
+            ignore_tags: Some(vec!["*-rc*".into(), "REGEXP:-dev$".into(), "*-rc*".into(), String::new()]),
             extract: Some("$ts".into()),
-            platforms: vec!["linux/arm64".into(), "linux/amd64".into()],
+            platforms: Some(vec!["linux/arm64".into(), "linux/amd64".into()]),
             min_age: Some("26h".into()),
-            with_digest: true,
+            with_digest: Some(true),
             fallback: Some("1.0".into()),
             ..settings("Numerical", "DESC")
         };
@@ -407,7 +395,7 @@ mod tests {
     #[test]
     fn every_mistake_is_named_and_has_a_hint() {
         let allow = |text: &str| Settings { allow_tags: Some(text.into()), ..Settings::default() };
-        let ignore = |texts: Vec<String>| Settings { ignore_tags: texts, ..Settings::default() };
+        let ignore = |texts: Vec<String>| Settings { ignore_tags: Some(texts), ..Settings::default() };
         let extract = |pattern: Option<&str>, text: &str, strategy: &str| Settings {
             allow_tags: pattern.map(Into::into),
             extract: Some(text.into()),
@@ -435,7 +423,11 @@ mod tests {
                 "strategy `newest-build` does not rank by name, so extract has no effect",
                 "leave",
             ),
-            (Settings { platforms: vec!["arm64".into()], ..Settings::default() }, "`arm64` is not a platform", "`linux/arm64`"),
+            (
+                Settings { platforms: Some(vec!["arm64".into()]), ..Settings::default() },
+                "`arm64` is not a platform",
+                "`linux/arm64`",
+            ),
             (
                 Settings { min_age: Some("2 fortnights".into()), ..Settings::default() },
                 "`2 fortnights` is not a duration",
@@ -465,7 +457,7 @@ mod tests {
         let with = |policy: Policy| policy.with_default_platforms(&platforms).platforms().len();
         assert_eq!(with(placeholder(&settings("newest-build", "")).expect("a policy")), 1);
         assert_eq!(with(placeholder(&Settings::default()).expect("a policy")), 0);
-        let named = Settings { platforms: vec!["linux/arm64".into(), "linux/386".into()], ..settings("newest-build", "") };
+        let named = Settings { platforms: Some(vec!["linux/arm64".into(), "linux/386".into()]), ..settings("newest-build", "") };
         assert_eq!(with(placeholder(&named).expect("a policy")), 2);
     }
 
@@ -481,7 +473,7 @@ mod tests {
             with_digest: bool,
             fallback in prop::option::of("[a-z]{1,2}"),
         ) -> Settings {
-            Settings { allow_tags, ignore_tags, extract: extract.map(Into::into), platforms, min_age, with_digest, fallback,
+            Settings { allow_tags, ignore_tags: Some(ignore_tags), extract: extract.map(Into::into), platforms: Some(platforms), min_age, with_digest: Some(with_digest), fallback,
                 ..settings(strategy.0, strategy.1) }
         }
     }
@@ -499,7 +491,7 @@ mod tests {
             for text in [text, other] {
                 let settings = Settings { allow_tags: Some(text.clone()), ..settings("semver", &text) };
                 let _ = placeholder(&settings);
-                let settings = Settings { allow_tags: Some(text.clone()), ignore_tags: vec![text.clone()], extract: Some(text.clone()),
+                let settings = Settings { allow_tags: Some(text.clone()), ignore_tags: Some(vec![text.clone()]), extract: Some(text.clone()),
                     ..Settings::default() };
                 let _ = placeholder(&settings);
             }

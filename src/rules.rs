@@ -14,7 +14,7 @@ use crate::failure::chain;
 use crate::image::{Repository, printable, split_tag};
 use crate::policy::{Notation, Policy, Settings, Strategy};
 use crate::yaml::{self, Tree};
-use raw::{Common, File, LEVEL_KEYS, NO_EFFECT, Problem, Targets};
+use raw::{File, NO_EFFECT, Problem, Targets, level_keys};
 
 /// Rules that one application may have.
 const MAX_RULES: usize = 500;
@@ -81,7 +81,7 @@ impl Rules {
 /// Collects sources, the earliest first, and merges them.
 #[derive(Debug, Default)]
 pub struct Reader {
-    common: Common,
+    common: Settings,
     images: Vec<Draft>,
     notes: Vec<String>,
     has_settings: bool,
@@ -93,7 +93,7 @@ struct Draft {
     alias: String,
     place: String,
     image: Option<String>,
-    settings: Common,
+    settings: Settings,
     targets: Targets,
 }
 
@@ -118,7 +118,7 @@ impl Reader {
             let problem = format!("`{} {}` is not `pinion.dev/v1 Rules`", printable(&file.api_version), printable(&file.kind));
             return self.error(name.to_owned(), problem, None);
         }
-        self.common.take(file.common_update_settings);
+        self.common.merge(file.common_update_settings);
         let mut seen = BTreeSet::new();
         for image in file.images {
             let place = place_of_alias(name, text, &image.alias);
@@ -128,7 +128,7 @@ impl Reader {
             }
             let Some(draft) = self.draft(&image.alias, &place) else { continue };
             draft.image = image.image_name.or(draft.image.take());
-            draft.settings.take(image.common_update_settings);
+            draft.settings.merge(image.common_update_settings);
             draft.targets.take(image.manifest_targets);
         }
     }
@@ -180,22 +180,22 @@ impl Reader {
         if NO_EFFECT.contains(&key) {
             return self.notes.push(format!("{place}: read by `record`, without effect on this render"));
         }
-        let level = LEVEL_KEYS.iter().find_map(|name| {
-            if key == *name {
-                return (*name != "platforms").then_some((None, *name));
+        let level = level_keys().into_iter().find_map(|name| {
+            if key == name {
+                return (name != "platforms").then_some((None, name));
             }
-            Some((Some(key.strip_suffix(name)?.strip_suffix('.')?.to_owned()), *name))
+            Some((Some(key.strip_suffix(name)?.strip_suffix('.')?.to_owned()), name))
         });
         let result = match level {
-            None => Err((format!("unknown setting; known are: {}", LEVEL_KEYS.join(", ")), None)),
-            Some((None, name)) => self.common.set(name, value),
+            None => Err((format!("unknown setting; known are: {}", level_keys().join(", ")), None)),
+            Some((None, name)) => raw::set(&mut self.common, name, value),
             Some((Some(alias), name)) => {
                 let known: Vec<String> = self.images.iter().map(|draft| draft.alias.clone()).collect();
                 match self.images.iter_mut().find(|draft| draft.alias == alias) {
                     None => Err((format!("unknown alias `{}`", printable(&alias)), Some(aliases_hint(&known)))),
                     Some(draft) => match draft.targets.set(name, value) {
                         true => Ok(()),
-                        false => draft.settings.set(name, value),
+                        false => raw::set(&mut draft.settings, name, value),
                     },
                 }
             }
@@ -257,29 +257,17 @@ impl Reader {
 }
 
 impl Draft {
-    fn check(self, common: &Common) -> Result<Rule, Problem> {
+    fn check(self, common: &Settings) -> Result<Rule, Problem> {
         let alias = self.alias;
         let Some(image) = self.image else {
             return Err((format!("rule `{alias}` names no image"), Some("add `imageName`".into())));
         };
         let mut settings = common.clone();
-        settings.take(self.settings);
+        settings.merge(self.settings);
         let (name, constraint) = split_tag(&image);
-        let settings = (
-            settings.pull_secret.filter(|text| !text.is_empty()),
-            Settings {
-                strategy: settings.update_strategy.filter(|text| !text.is_empty()),
-                constraint: constraint.map(str::to_owned).filter(|text| !text.is_empty()),
-                allow_tags: settings.allow_tags,
-                ignore_tags: settings.ignore_tags.unwrap_or_default(),
-                extract: settings.extract,
-                platforms: settings.platforms.unwrap_or_default(),
-                min_age: settings.min_age,
-                with_digest: settings.with_digest.unwrap_or_default(),
-                fallback: settings.fallback,
-            },
-        );
-        let (pull_secret, settings) = settings;
+        settings.strategy = settings.strategy.filter(|text| !text.is_empty());
+        settings.constraint = constraint.map(str::to_owned).filter(|text| !text.is_empty());
+        let pull_secret = settings.pull_secret.clone().filter(|text| !text.is_empty());
         let repository = name.parse().map_err(|error| (format!("rule `{alias}`: {error}"), None))?;
         let policy = Policy::parse(&settings, Notation::ImageUpdater)
             .map_err(|error| (format!("rule `{alias}`: {}", chain(&error)), error.hint()))?;
@@ -424,7 +412,7 @@ images:
                 "parameter `images`: alias `a` is given twice",
                 "parameter `images`: `x=` names no image",
                 "parameter `image-settings`, key `a.force-update`: `maybe` is neither `true` nor `false`",
-                &format!("parameter `image-settings`, key `a.nope`: unknown setting; known are: {}", LEVEL_KEYS.join(", ")),
+                &format!("parameter `image-settings`, key `a.nope`: unknown setting; known are: {}", level_keys().join(", ")),
                 "parameter `image-settings`, key `z.allow-tags`: unknown alias `z`",
             ]
         );

@@ -22,37 +22,8 @@ pub struct Words {
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
 
-    /// Permit only tags that match this regular expression (Go's syntax, unanchored), such as `^main-`
-    #[arg(long, value_name = "REGEX", allow_hyphen_values = true)]
-    pub allow_tags: Option<String>,
-
-    /// Never permit tags that match this glob, or `regexp:REGEX`; may be given again
-    #[arg(long, value_name = "GLOB")]
-    pub ignore_tags: Vec<String>,
-
-    /// Rank this part of the tag instead of the tag, such as `$n` with `--allow-tags '^build-(?P<n>\d+)$'`
-    #[arg(long, value_name = "TEMPLATE")]
-    pub extract: Option<String>,
-
-    /// Permit only images for this platform, such as `linux/arm64`; may be given again
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
-    pub platform: Vec<String>,
-
-    /// Permit only images that were built at least this long ago, such as `2h` or `3days`
-    #[arg(long, value_name = "DURATION")]
-    pub min_age: Option<String>,
-
-    /// Append the chosen tag's digest: `1.4.2@sha256:…`
-    #[arg(long)]
-    pub with_digest: bool,
-
-    /// The tag to use when none is permitted, or when nothing was ever known and the registry cannot be asked
-    #[arg(long, value_name = "TAG")]
-    pub fallback: Option<String>,
-
-    /// The credential to ask with, such as `pullsecret:NAMESPACE/NAME`, if the operator permits it
-    #[arg(long, value_name = "SOURCE")]
-    pub pull_secret: Option<String>,
+    #[command(flatten)]
+    pub settings: Settings,
 }
 
 /// Which image, and how to choose among its tags.
@@ -174,20 +145,10 @@ impl Words {
             (None, false) => Some(rest.join(" ")),
             (None, true) => None,
         };
-        let settings = Settings {
-            strategy,
-            constraint,
-            allow_tags: self.allow_tags,
-            ignore_tags: self.ignore_tags,
-            extract: self.extract,
-            platforms: self.platform,
-            min_age: self.min_age,
-            with_digest: self.with_digest,
-            fallback: self.fallback,
-        };
+        let settings = Settings { strategy, constraint, ..self.settings };
         let policy = Box::new(Policy::parse(&settings, Notation::Placeholder)?);
         let repository = name.map(str::parse).transpose()?;
-        Ok(Spec { target: PlaceholderSubject::Image { repository, policy }, pull_secret: self.pull_secret })
+        Ok(Spec { target: PlaceholderSubject::Image { repository, policy }, pull_secret: settings.pull_secret })
     }
 }
 

@@ -4,23 +4,8 @@ use serde::Deserialize;
 
 use super::{HelmTarget, RuleTarget};
 use crate::image::printable;
-
-/// Fields of one level, as written. `None` leaves the level below in force.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct Common {
-    pub update_strategy: Option<String>,
-    /// Accepted and without meaning: a render asks for what stands in the files, not for what runs in the cluster.
-    pub force_update: Option<bool>,
-    pub allow_tags: Option<String>,
-    pub ignore_tags: Option<Vec<String>>,
-    pub pull_secret: Option<String>,
-    pub platforms: Option<Vec<String>>,
-    pub extract: Option<String>,
-    pub min_age: Option<String>,
-    pub with_digest: Option<bool>,
-    pub fallback: Option<String>,
-}
+use crate::policy::Settings;
+use crate::policy::settings::Field;
 
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,7 +30,7 @@ pub(super) struct File {
     #[expect(dead_code, reason = "pasted blocks carry it")]
     pub metadata: serde_json::Value,
     #[serde(default)]
-    pub common_update_settings: Common,
+    pub common_update_settings: Settings,
     #[serde(default)]
     pub images: Vec<FileImage>,
 }
@@ -56,79 +41,37 @@ pub(super) struct FileImage {
     pub alias: String,
     pub image_name: Option<String>,
     #[serde(default)]
-    pub common_update_settings: Common,
+    pub common_update_settings: Settings,
     #[serde(default)]
     pub manifest_targets: Targets,
 }
 
+/// Keys of targets.
+const TARGET_KEYS: [&str; 4] = ["helm.image-name", "helm.image-tag", "helm.image-spec", "kustomize.image-name"];
+
 /// Keys of a level, the longer before those they end with.
-pub(super) const LEVEL_KEYS: [&str; 14] = [
-    "helm.image-name",
-    "helm.image-tag",
-    "helm.image-spec",
-    "kustomize.image-name",
-    "update-strategy",
-    "force-update",
-    "allow-tags",
-    "ignore-tags",
-    "pull-secret",
-    "platforms",
-    "extract",
-    "min-age",
-    "with-digest",
-    "fallback",
-];
+pub(super) fn level_keys() -> Vec<&'static str> {
+    TARGET_KEYS.into_iter().chain(Settings::default().fields().map(|(key, _)| key)).collect()
+}
 
 /// Keys of Image Updater's write-back, which a render does not do.
 pub(super) const NO_EFFECT: [&str; 4] = ["write-back-method", "write-back-target", "git-branch", "git-repository"];
 
 pub(super) type Problem = (String, Option<String>);
 
-impl Common {
-    /// Fields of `over` that are given win; lists replace.
-    pub(super) fn take(&mut self, over: Self) {
-        let Self {
-            update_strategy,
-            force_update: _,
-            allow_tags,
-            ignore_tags,
-            pull_secret,
-            platforms,
-            extract,
-            min_age,
-            with_digest,
-            fallback,
-        } = over;
-        replace(&mut self.update_strategy, update_strategy);
-        replace(&mut self.allow_tags, allow_tags);
-        replace(&mut self.ignore_tags, ignore_tags);
-        replace(&mut self.pull_secret, pull_secret);
-        replace(&mut self.platforms, platforms);
-        replace(&mut self.extract, extract);
-        replace(&mut self.min_age, min_age);
-        replace(&mut self.with_digest, with_digest);
-        replace(&mut self.fallback, fallback);
-    }
-
-    /// Sets a field by its annotation key. Values are trimmed, lists are split at commas.
-    pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), Problem> {
-        let text = || Some(value.trim().to_owned());
-        let list = || Some(value.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect());
-        match key {
-            "update-strategy" => self.update_strategy = text(),
-            "force-update" => self.force_update = Some(boolean(value)?),
-            "allow-tags" => self.allow_tags = text(),
-            "ignore-tags" => self.ignore_tags = list(),
-            "pull-secret" => self.pull_secret = text(),
-            "platforms" => self.platforms = list(),
-            "extract" => self.extract = text(),
-            "min-age" => self.min_age = text(),
-            "with-digest" => self.with_digest = Some(boolean(value)?),
-            "fallback" => self.fallback = text(),
-            _ => return Err((format!("`{key}` belongs to an image: write `<alias>.{key}`"), None)),
+/// Sets a setting by its annotation key. Values are trimmed, lists are split at commas.
+pub(super) fn set(settings: &mut Settings, key: &str, value: &str) -> Result<(), Problem> {
+    let Some((_, field)) = settings.fields().into_iter().find(|(known, _)| *known == key) else {
+        return Err((format!("`{key}` belongs to an image: write `<alias>.{key}`"), None));
+    };
+    match field {
+        Field::Text(field) => *field = Some(value.trim().to_owned()),
+        Field::List(field) => {
+            *field = Some(value.split(',').map(|item| item.trim().to_owned()).filter(|item| !item.is_empty()).collect());
         }
-        Ok(())
+        Field::Flag(field) => *field = Some(boolean(value)?),
     }
+    Ok(())
 }
 
 impl Targets {

@@ -159,7 +159,7 @@ async fn an_index_counts_for_the_platform_that_is_asked_for() {
     let mut arm = question("ghcr.io/acme/web", "newest-build");
     let settings = PolicySettings {
         strategy: Some("newest-build".into()),
-        platforms: vec!["linux/arm64".into()],
+        platforms: Some(vec!["linux/arm64".into()]),
         ..PolicySettings::default()
     };
     arm.policy = Policy::parse(&settings, Notation::Placeholder).expect("a policy");

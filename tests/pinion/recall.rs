@@ -55,8 +55,8 @@ fn questions(image: &str) -> Vec<Question> {
                         strategy: strategy.map(str::to_owned),
                         constraint: constraint.map(str::to_owned),
                         allow_tags: allow.map(str::to_owned),
-                        platforms: platforms.iter().map(|platform| (*platform).to_owned()).collect(),
-                        with_digest,
+                        platforms: Some(platforms.iter().map(|platform| (*platform).to_owned()).collect()),
+                        with_digest: Some(with_digest),
                         ..PolicySettings::default()
                     };
                     all.extend(question(image, &settings));

@@ -31,10 +31,10 @@ prop_compose! {
             let by_name = !["newest-build", "digest"].contains(&strategy);
             settings.extract = (extract && by_name && allow.is_some_and(|allow| allow.contains('('))).then(|| "$1".into());
             settings.allow_tags = allow.map(Into::into);
-            settings.ignore_tags = ignored.into_iter().map(Into::into).collect();
-            settings.platforms = arm.then(|| "linux/arm64".into()).into_iter().collect();
+            settings.ignore_tags = Some(ignored.into_iter().map(str::to_owned).collect());
+            settings.platforms = Some(arm.then(|| "linux/arm64".to_owned()).into_iter().collect());
             settings.min_age = aged.then(|| "3h".into());
-            settings.with_digest = with_digest;
+            settings.with_digest = Some(with_digest);
         })
     }
 }

@@ -80,7 +80,7 @@ fn the_digest_strategy_needs_the_digest_of_its_tag() {
 
 #[test]
 fn with_digest_asks_about_the_winner_alone() {
-    let policy = with("semver", "", |settings| settings.with_digest = true);
+    let policy = with("semver", "", |settings| settings.with_digest = Some(true));
     assert_eq!(policy.missing_metadata(&bare(&["1.0", "1.1"]), NOW), [tag("1.1")]);
     assert_eq!(policy.select(&bare(&["1.0", "1.1"]), NOW).expect_err("missing").missing, [tag("1.1")]);
     let known = [bare(&["1.0"]), vec![built("1.1", &[])]].concat();
@@ -112,7 +112,7 @@ fn newest_build_picks_the_newest_image_for_the_platforms() {
         built("e", &["linux/arm64/v8@?"]),
         built("f", &[]),
     ];
-    let on = |platform: &str| with("newest-build", "", |settings| settings.platforms = vec![platform.into()]);
+    let on = |platform: &str| with("newest-build", "", |settings| settings.platforms = Some(vec![platform.into()]));
     assert_eq!(winner(&policy("newest-build", ""), &candidates), "d");
     assert_eq!(winner(&on("linux/arm64"), &candidates), "a");
     assert_eq!(winner(&on("linux/s390x"), &candidates), "no permitted tag: 6 tags, 6 not built for `linux/s390x`");
@@ -151,7 +151,7 @@ fn a_position_stands_for_the_time_of_building() {
 /// What the registry's order does not tell is read, from the newest down.
 #[test]
 fn a_position_stands_for_nothing_else() {
-    let arm = with("newest-build", "", |settings| settings.platforms = vec!["linux/arm64".into()]);
+    let arm = with("newest-build", "", |settings| settings.platforms = Some(vec!["linux/arm64".into()]));
     let mut candidates = listed(bare(&["f", "e", "d", "c", "b", "a"]));
     assert_eq!(arm.missing_metadata(&candidates, NOW), ["a", "b", "c", "d"].map(tag));
     candidates =
@@ -168,7 +168,7 @@ fn a_position_stands_for_nothing_else() {
     let found = aged.select(&candidates, NOW).expect("a selection");
     assert_eq!((found.tag, found.created), (tag("older"), Some(at(0))), "the registry's order, and not the dates");
 
-    let pinned = with("newest-build", "", |settings| settings.with_digest = true);
+    let pinned = with("newest-build", "", |settings| settings.with_digest = Some(true));
     assert_eq!(pinned.missing_metadata(&listed(bare(&["1", "2"])), NOW), [tag("2")]);
     let metadata = [&arm, &aged, &pinned].map(|policy| (policy.reads_metadata(false), policy.reads_metadata(true)));
     assert_eq!(metadata, [(true, true), (true, true), (true, false)]);
@@ -176,7 +176,7 @@ fn a_position_stands_for_nothing_else() {
 
 #[test]
 fn candidates_are_checked_from_the_best_down() {
-    let policy = with("semver", "", |settings| settings.platforms = vec!["linux/arm64".into()]);
+    let policy = with("semver", "", |settings| settings.platforms = Some(vec!["linux/arm64".into()]));
     let mut candidates = bare(&["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"]);
     assert_eq!(policy.missing_metadata(&candidates, NOW), ["1.5", "1.4", "1.3", "1.2"].map(tag));
     candidates[5] = built("1.5", &["linux/amd64@1"]);
@@ -210,7 +210,7 @@ fn steps_tell_what_they_rejected() {
     let attached = format!("sha256-{}.sig", "a".repeat(64));
     let policy = with("semver", "~1.4", |settings| {
         settings.allow_tags = Some(r"^v?\d".into());
-        settings.ignore_tags = vec!["*-dev".into(), "regexp:^7".into()];
+        settings.ignore_tags = Some(vec!["*-dev".into(), "regexp:^7".into()]);
     });
     let tags = ["latest", "main", "1.4.0-dev", "1.3.0", "10.0.0", "2.0.0", "v1.2.3", "0x", "7.0.0", "1.5.0", attached.as_str()];
     let error = policy.select(&bare(&tags), NOW).expect_err("nothing is permitted");
@@ -254,7 +254,7 @@ fn near_misses_are_hinted_at() {
 
 #[test]
 fn duplicates_count_once_and_the_better_known_counts() {
-    let policy = with("semver", "", |settings| settings.with_digest = true);
+    let policy = with("semver", "", |settings| settings.with_digest = Some(true));
     let candidates = [bare(&["1.0", "1.0"]), vec![built("1.0", &[])], bare(&["1.0"])].concat();
     let found = policy.select(&candidates, NOW).expect("a selection");
     assert_eq!((found.funnel.total, found.funnel.permitted, found.next), (1, 1, None));
