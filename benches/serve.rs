@@ -1,4 +1,4 @@
-//! RenderScheduler through the plugin socket: `pinion serve` beside a server that works as Argo CD's own does ([`baseline`]), each a process.
+//! Renders through the plugin socket: `pinion serve` beside a server that works as Argo CD's own does ([`baseline`]), each a process.
 //!
 //! Both get the same streams, call by call in turns, from a client that does what repo-server does: a new connection for each call,
 //! two questions, then the archive in chunks of 1 KiB. Every call is another commit with another revision. Arguments choose among

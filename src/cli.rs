@@ -22,6 +22,7 @@ use tracing_subscriber::EnvFilter;
 use crate::clock::Clock;
 use crate::config::file::{File, Origin};
 use crate::config::{self, Config};
+use crate::generate::GenerateError;
 use crate::metrics::Hits;
 use crate::registry::{self, CacheTtls, Registry};
 use crate::resolve::peer::PeerClient;
@@ -94,6 +95,29 @@ pub enum Outcome {
     NoPermittedTag,
     /// That of another program.
     Status(u8),
+}
+
+/// The exit status of a command that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitStatus {
+    /// Anything else.
+    Failure = 1,
+    /// Arguments that make no sense.
+    Usage = 2,
+    /// There is no failure but that no tag is permitted.
+    NoPermittedTag = 3,
+}
+
+impl From<&anyhow::Error> for ExitStatus {
+    fn from(error: &anyhow::Error) -> Self {
+        match error.downcast_ref() {
+            Some(GenerateError::NoPermittedTag(_)) => return Self::NoPermittedTag,
+            Some(GenerateError::Invalid(_) | GenerateError::Unavailable(_) | GenerateError::Internal(_)) => return Self::Failure,
+            None => {}
+        }
+        if error.is::<Usage>() { Self::Usage } else { Self::Failure }
+    }
 }
 
 /// An error that is the caller's: exit status 2.
@@ -215,6 +239,7 @@ fn write(text: &str) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::{Failure, Failures};
 
     /// The command line of a subcommand, with a file.
     fn read(file: &str, words: &[&str]) -> Result<Cli, String> {
@@ -271,6 +296,22 @@ mod tests {
             read("explain: true\n", &["generate"]).expect_err("not of serve").split(": ").nth(1),
             Some("unknown field `explain`")
         );
+    }
+
+    #[test]
+    fn scripts_can_tell_errors_apart() {
+        let failures = || Failures::from(Failure::text("", "x", None));
+        for (error, status) in [
+            (anyhow::Error::from(GenerateError::NoPermittedTag(failures())), 3),
+            (GenerateError::Invalid(failures()).into(), 1),
+            (GenerateError::Unavailable(failures()).into(), 1),
+            (GenerateError::Internal(failures()).into(), 1),
+            (anyhow::Error::from(GenerateError::NoPermittedTag(failures())).context("configuration `x`"), 3),
+            (Usage("x".into()).into(), 2),
+            (failures().into(), 1),
+        ] {
+            assert_eq!(ExitStatus::from(&error) as u8, status, "{error:?}");
+        }
     }
 
     #[test]

@@ -14,9 +14,24 @@ pub fn chain(error: &dyn Error) -> String {
     causes.fold(error.to_string(), |text, cause| text + ": " + &cause.to_string())
 }
 
+/// Who can mend a failure, which decides exit status and gRPC status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FailureKind {
+    /// No tag of an image is permitted by its policy.
+    NoPermittedTag,
+    /// A registry did not answer, and nothing is remembered.
+    Unavailable,
+    /// The application's files, rules or parameters are wrong, or the tool refuses them.
+    #[default]
+    Invalid,
+    /// Pinion or its machine failed: a full disk, a missing program.
+    Internal,
+}
+
 /// One thing that went wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
+    pub kind: FailureKind,
     /// A file with line and column, a parameter or a rule; empty when there is no place.
     pub place: String,
     /// The error and its causes, from outside in.
@@ -27,12 +42,18 @@ pub struct Failure {
 impl Failure {
     /// An error with its causes.
     pub fn new(place: impl Into<String>, error: &dyn Error, hint: Option<String>) -> Self {
-        Self { place: place.into(), message: chain(error), hint }
+        Self { kind: FailureKind::default(), place: place.into(), message: chain(error), hint }
     }
 
     /// A failure without a cause of its own.
     pub fn text(place: impl Into<String>, message: impl Into<String>, hint: Option<String>) -> Self {
-        Self { place: place.into(), message: message.into(), hint }
+        Self { kind: FailureKind::default(), place: place.into(), message: message.into(), hint }
+    }
+
+    /// The same failure with a kind other than [`FailureKind::Invalid`].
+    #[must_use]
+    pub fn of_kind(self, kind: FailureKind) -> Self {
+        Self { kind, ..self }
     }
 }
 

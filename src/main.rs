@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use pinion::cli::{Cli, Log, LogFormat, Outcome, Usage};
+use pinion::cli::{Cli, ExitStatus, Log, LogFormat, Outcome};
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
@@ -38,7 +38,7 @@ fn refuse(error: anyhow::Error) -> ExitCode {
         Err(error) => error,
     };
     eprintln!("error: {error:#}");
-    ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+    ExitCode::from(ExitStatus::from(&error) as u8)
 }
 
 fn start_logging(log: &Log) {

@@ -9,6 +9,7 @@
 
 pub mod image;
 pub mod near_miss;
+pub mod scans;
 pub mod words;
 
 use std::collections::BTreeSet;
@@ -27,9 +28,6 @@ const MAX_LENGTH: usize = 4096;
 
 /// Placeholders that one render may hold.
 pub const MAX_PLACEHOLDERS: usize = 10_000;
-
-/// A placeholder in a set of texts: the text's number and the placeholder's number in it.
-pub type Site = (usize, usize);
 
 /// A placeholder and where it stands.
 #[derive(Clone, Debug)]

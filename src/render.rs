@@ -8,6 +8,7 @@ pub mod chart;
 pub mod charts;
 pub mod directory;
 pub mod helm;
+mod inputs;
 pub mod kustomize;
 pub mod render_cache;
 pub mod schema;
@@ -24,14 +25,17 @@ use crate::application::Application;
 use crate::egress::Policy;
 use crate::image::{Repository, printable};
 use crate::parameters::Choice;
+use crate::placeholder;
 use crate::placeholder::image::{ImageNotFound, beside_each};
-use crate::placeholder::{self, Scan, Site};
+use crate::placeholder::scans::{PlaceholderId, Scans, Substituted};
 use crate::process::sandbox::{NotKept, Sandboxes};
 use crate::process::{ProcessError, Runner};
 use crate::values::TooManyValues;
 use crate::workspace::{ANY_DEPTH, Checkout, WorkspaceError};
 use crate::yaml::YamlError;
 use charts::{ChartError, Charts};
+use inputs::Source;
+pub use inputs::{Input, Inputs};
 use render_cache::RenderCache;
 
 /// The tools and the operator's choices about them.
@@ -136,40 +140,6 @@ impl RenderError {
     }
 }
 
-/// A text that the tool reads as data, in which placeholders are looked for.
-#[derive(Clone, Debug)]
-pub struct Data {
-    /// For messages: a path, or a parameter.
-    pub name: String,
-    pub text: String,
-    pub(crate) source: Source,
-}
-
-impl Data {
-    /// Is the text one string, not YAML?
-    pub fn is_raw(&self) -> bool {
-        matches!(self.source, Source::Parameter | Source::Text(_))
-    }
-
-    /// Has it lines that a user can look up?
-    pub fn is_file(&self) -> bool {
-        self.source != Source::Parameter
-    }
-}
-
-/// Where a text comes from, hence where its substituted copy goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// A file that the tool finds by itself, so that its whole directory is copied when it changes.
-    InPlace(PathBuf),
-    /// The same, of a file that is a text to the tool, whatever is in it.
-    Text(PathBuf),
-    /// A file that the tool is told of, or a text without a file.
-    Named,
-    /// The value of one `--set`.
-    Parameter,
-}
-
 /// What rules add to a render.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Targets {
@@ -189,6 +159,14 @@ impl Targets {
             kustomize: if is_kustomize { self.kustomize } else { Vec::new() },
         }
     }
+}
+
+/// What a tool gave.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    pub text: String,
+    /// Does it come from the render cache?
+    pub is_cached: bool,
 }
 
 /// A render, ready to run.
@@ -241,18 +219,9 @@ impl Plan {
         }
     }
 
-    /// Is the rendered text that of [`Plan::data`], one after the other?
+    /// Is the rendered text that of [`Plan::inputs`], one after the other?
     pub fn is_text(&self) -> bool {
         matches!(self, Self::Directory(_))
-    }
-
-    /// Did the text of the last [`Plan::run`] come from the render cache?
-    pub fn is_recalled(&self) -> bool {
-        match self {
-            Self::Helm(plan) => plan.is_recalled,
-            Self::Kustomize(plan) => plan.is_recalled,
-            Self::Directory(_) => false,
-        }
     }
 
     /// What to say of a render that is empty, which Argo CD itself guards against (`allowEmpty`).
@@ -285,7 +254,7 @@ impl Plan {
         matches!(self, Self::Helm(plan) if plan.replaces_list(path))
     }
 
-    /// May the rendered text hold placeholders that are not in [`Plan::data`]?
+    /// May the rendered text hold placeholders that are not in [`Plan::inputs`]?
     pub fn may_hold_more(&self) -> bool {
         match self {
             Self::Helm(plan) => plan.may_hold_more(),
@@ -295,11 +264,11 @@ impl Plan {
     }
 
     /// The texts in which placeholders are looked for before the tool runs.
-    pub fn data(&self) -> &[Data] {
+    pub fn inputs(&self) -> &Inputs {
         match self {
-            Self::Helm(plan) => plan.data(),
-            Self::Kustomize(plan) => plan.data(),
-            Self::Directory(plan) => plan.data(),
+            Self::Helm(plan) => &plan.inputs,
+            Self::Kustomize(plan) => &plan.inputs,
+            Self::Directory(plan) => &plan.inputs,
         }
     }
 
@@ -308,7 +277,7 @@ impl Plan {
     /// # Errors
     ///
     /// When the values cannot be merged.
-    pub fn images(&self, scans: &[Option<Scan<'_>>]) -> Result<BTreeMap<Site, Result<Repository, ImageNotFound>>, RenderError> {
+    pub fn images(&self, scans: &Scans<'_>) -> Result<BTreeMap<PlaceholderId, Result<Repository, ImageNotFound>>, RenderError> {
         match self {
             Self::Helm(plan) => plan.images(scans),
             Self::Kustomize(plan) => Ok(plan.images(scans)),
@@ -317,7 +286,7 @@ impl Plan {
     }
 
     /// Placeholders before which another image stands once the tool has run than in the text: the one that is meant.
-    pub fn renamed(&self, scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Repository> {
+    pub fn renamed(&self, scans: &Scans<'_>) -> BTreeMap<PlaceholderId, Repository> {
         match self {
             Self::Kustomize(plan) => plan.renamed(scans),
             Self::Helm(_) | Self::Directory(_) => BTreeMap::new(),
@@ -333,17 +302,12 @@ impl Plan {
         }
     }
 
-    /// Runs the tool. `changed` holds the substituted texts, by their place in [`Plan::data`].
+    /// Runs the tool. `changed` holds those of [`Plan::inputs`] that are substituted.
     ///
     /// # Errors
     ///
     /// [`RenderError`]; the tool's standard error is in it.
-    pub async fn run(
-        &mut self,
-        changed: &BTreeMap<usize, String>,
-        targets: &Targets,
-        tools: &Tools,
-    ) -> Result<String, RenderError> {
+    pub async fn run(&mut self, changed: &Substituted, targets: &Targets, tools: &Tools) -> Result<Rendered, RenderError> {
         let wrong = |kind: &str| {
             Err(RenderError::invalid(format!("a rule has a {kind} target, but the application is rendered otherwise")))
         };
@@ -360,7 +324,7 @@ impl Plan {
                 let rendered = plan.run(changed, targets, tools).await;
                 if lacks_files(&rendered, plan.checkout()) { plan.run(changed, targets, tools).await } else { rendered }
             }
-            Self::Directory(plan) => Ok(plan.run(changed)),
+            Self::Directory(plan) => Ok(Rendered { text: plan.run(changed), is_cached: false }),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The native door: Argo CD's plugin protocol on the plugin socket, in one process with a warm cache.
+//! The native mode: Argo CD's plugin protocol on the plugin socket, in one process with a warm cache.
 //!
 //! Requests come in as streams of an archive, manifests go out. What Argo CD's own cmp-server does is done here
 //! (`cmpserver/server.go`, `cmpserver/plugin/plugin.go`), but for the process of each render. Errors are short, free of secrets, and
@@ -15,6 +15,7 @@ pub mod proto;
 pub mod request_log;
 pub mod scheduler;
 pub mod socket;
+mod status;
 pub mod upload;
 
 use std::path::Path;
@@ -26,9 +27,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::application::{Application, PARAMETERS};
 use crate::config::Config;
-use crate::failure::{Failures, chain};
+use crate::failure::chain;
 use crate::generate::phases::PhaseTimer;
-use crate::generate::{Generated, generate, list_images};
+use crate::generate::{Generated, Generator};
 use crate::process::Child;
 use crate::render::{Tools, environment};
 use crate::resolve::Resolver;
@@ -42,14 +43,12 @@ use proto::{
     RepositoryResponse,
 };
 use request_log::RequestLog;
-use scheduler::{Rejected, RenderScheduler};
+use scheduler::RenderScheduler;
+use status::{refused, short, within};
 use upload::{Upload, Uploads};
 
 /// Time kept back from the caller's deadline to send a useful error, as Argo CD's own server does.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
-
-/// Longest message of an error, in bytes: it lands in the Application's status.
-const MAX_MESSAGE: usize = 6000;
 
 /// Answers Argo CD.
 pub struct Service {
@@ -84,12 +83,10 @@ impl Service {
         let work = async move {
             timer.begin("prepare");
             let checkout = received.checkout()?;
-            let (tools, image_paths) = (&config.tools, &config.image_paths);
-            let generated = generate(&checkout, &application, tools, image_paths, &resolver, deadline, &timer).await;
-            let generated = generated.map_err(|failures| refused("error generating manifests", &failures))?;
-            Ok::<_, Status>(generated)
+            let generator = generator(&config, &resolver);
+            Ok::<_, Status>(generator.generate(&checkout, &application, deadline, &timer).await?)
         };
-        self.renders.run(deadline, &tenant, work).await.map_err(rejected)?
+        self.renders.run(deadline, &tenant, work).await.map_err(Status::from)?
     }
 
     /// Is the application one for this plugin? Follows Argo CD's `matchRepository`: the first way that is configured decides.
@@ -114,7 +111,7 @@ impl Service {
                 words => Ok(command(words, &checkout, &received, &config.tools).await.is_ok_and(|output| !output.is_empty())),
             }
         };
-        self.renders.run(deadline, &tenant, work).await.map_err(rejected)?
+        self.renders.run(deadline, &tenant, work).await.map_err(Status::from)?
     }
 
     /// What `plugin.yaml` announces, with the application's images and pins in place of the defaults.
@@ -132,19 +129,20 @@ impl Service {
                     Status::failed_precondition(format!("error executing dynamic parameter output command: {error}"))
                 })?;
             }
-            Ok::<_, Status>((announced, list_images(&checkout, &application, &config.tools, &resolver).await, application))
+            let images = generator(&config, &resolver).list_images(&checkout, &application).await;
+            Ok::<_, Status>((announced, images, application))
         };
-        let (mut all, surveyed, application) = self.renders.run(deadline, &tenant, work).await.map_err(rejected)??;
+        let (mut all, images, application) = self.renders.run(deadline, &tenant, work).await.map_err(Status::from)??;
         all.extend(self.plugin.parameters.iter().cloned());
         // What cannot be found out leaves the announcements as they are: the page that asks shall open.
-        match surveyed {
+        match images {
             Ok(pins) => {
                 let pins_parameter = all.iter_mut().find(|parameter| parameter.name == "pins");
                 if let Some(parameter) = pins_parameter.filter(|parameter| parameter.map.is_empty()) {
                     parameter.map = pins.into_iter().collect();
                 }
             }
-            Err(failures) => tracing::debug!(application = application.name, %failures, "the images are not announced"),
+            Err(error) => tracing::debug!(application = application.name, %error, "the images are not announced"),
         }
         Ok(all)
     }
@@ -231,23 +229,17 @@ async fn command(words: &[String], checkout: &Checkout, received: &Upload, tools
     child.run().await.map(|output| output.stdout).map_err(|error| Status::failed_precondition(short(&chain(&error))))
 }
 
+fn generator<'a>(config: &'a Config, resolver: &'a Resolver) -> Generator<'a> {
+    Generator { tools: &config.tools, image_paths: &config.image_paths, resolver }
+}
+
 /// The AppProject: what a request uses is charged to it.
 fn tenant(received: &Upload) -> String {
     received.variable("ARGOCD_APP_PROJECT_NAME").unwrap_or_default()
 }
 
 fn application(received: &Upload) -> Result<Application, Status> {
-    Application::from_environment(|name| received.variable(name))
-        .map_err(|error| refused("error generating manifests", &error.failures(PARAMETERS)))
-}
-
-fn rejected(reason: Rejected) -> Status {
-    match reason {
-        Rejected::TooLate { .. } | Rejected::NoTurn { .. } => {
-            Status::deadline_exceeded(format!("{reason}; more renders at a time: `--renders-at-once`"))
-        }
-        Rejected::BrokeOff => Status::internal(reason.to_string()),
-    }
+    Application::from_environment(|name| received.variable(name)).map_err(|error| refused(&error.failures(PARAMETERS)))
 }
 
 /// When the caller gives up, less the margin. The header is gRPC's: a number and a unit.
@@ -288,23 +280,6 @@ fn find(checkout: &Checkout, pattern: &str, depth: usize) -> Result<bool, Status
     Ok(found)
 }
 
-/// Failures that the user mends. The code makes nobody try again.
-fn refused(what: &str, failures: &Failures) -> Status {
-    Status::failed_precondition(short(&format!("{what}: {failures}")))
-}
-
-fn within(what: &str, status: &Status) -> Status {
-    Status::new(status.code(), short(&format!("{what}: {}", status.message())))
-}
-
-/// A message that fits.
-fn short(text: &str) -> String {
-    match (0..=MAX_MESSAGE.min(text.len())).rev().find(|at| text.is_char_boundary(*at)) {
-        Some(end) if end < text.len() => format!("{}…", &text[..end]),
-        _ => text.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,11 +298,5 @@ mod tests {
         for text in ["", "S", "5", "xS", "99999999999999999999H"] {
             assert_eq!(at(text), None, "{text}");
         }
-    }
-
-    #[test]
-    fn messages_are_short() {
-        assert_eq!(short("x"), "x");
-        assert!(short(&"é".repeat(10_000)).len() <= MAX_MESSAGE + '…'.len_utf8());
     }
 }

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use granit_parser::ScalarStyle;
 
 use crate::image::Repository;
-use crate::placeholder::Site;
 use crate::placeholder::image::{self, ImageNotFound, Siblings};
+use crate::placeholder::scans::PlaceholderId;
 use crate::yaml::{Kind, NodeId, Tree};
 
 /// Values that one merged view may hold, aliases expanded.
@@ -30,7 +30,7 @@ pub enum Value {
     /// A scalar, with the placeholders in it.
     Scalar {
         text: String,
-        sites: Vec<Site>,
+        sites: Vec<PlaceholderId>,
     },
     List(Vec<Value>),
     Map(BTreeMap<String, Value>),
@@ -60,7 +60,7 @@ impl Value {
     /// # Errors
     ///
     /// [`TooManyValues`], so that aliases of aliases cannot exhaust the memory.
-    pub fn read(tree: &Tree<'_>, sites: &HashMap<NodeId, Vec<Site>>) -> Result<Self, TooManyValues> {
+    pub fn read(tree: &Tree<'_>, sites: &HashMap<NodeId, Vec<PlaceholderId>>) -> Result<Self, TooManyValues> {
         let mut budget = Budget { values: MAX_VALUES, depth: MAX_DEPTH };
         tree.roots.first().map_or(Ok(Self::Null), |root| Self::read_node(tree, *root, sites, &mut budget))
     }
@@ -68,7 +68,7 @@ impl Value {
     fn read_node(
         tree: &Tree<'_>,
         id: NodeId,
-        sites: &HashMap<NodeId, Vec<Site>>,
+        sites: &HashMap<NodeId, Vec<PlaceholderId>>,
         budget: &mut Budget,
     ) -> Result<Self, TooManyValues> {
         budget.take(1)?;
@@ -81,7 +81,7 @@ impl Value {
     fn read_kind(
         tree: &Tree<'_>,
         id: NodeId,
-        sites: &HashMap<NodeId, Vec<Site>>,
+        sites: &HashMap<NodeId, Vec<PlaceholderId>>,
         budget: &mut Budget,
     ) -> Result<Self, TooManyValues> {
         let id = tree.follow(id);
@@ -141,7 +141,7 @@ impl Value {
     }
 
     /// A value at a path as `helm --set` writes it: `image.tag`, `hosts[0].name`, `a\.b.c`.
-    pub fn set(path: &str, text: &str, sites: Vec<Site>) -> Self {
+    pub fn set(path: &str, text: &str, sites: Vec<PlaceholderId>) -> Self {
         let leaf = Self::Scalar { text: text.to_owned(), sites };
         Self::keys(path).into_iter().rev().fold(leaf, |value, key| value.nested(&key))
     }
@@ -206,8 +206,8 @@ impl Value {
     }
 
     /// For each placeholder that is still there after merging, the image beside it. One that is absent was overridden.
-    pub fn images(&self) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
-        let mut found: BTreeMap<Site, Vec<Result<Repository, ImageNotFound>>> = BTreeMap::new();
+    pub fn images(&self) -> BTreeMap<PlaceholderId, Result<Repository, ImageNotFound>> {
+        let mut found: BTreeMap<PlaceholderId, Vec<Result<Repository, ImageNotFound>>> = BTreeMap::new();
         self.collect(None, None, &mut found);
         found.into_iter().map(|(site, all)| (site, agree(all))).collect()
     }
@@ -216,7 +216,7 @@ impl Value {
         &'v self,
         own_key: Option<&str>,
         global: Option<&'v str>,
-        found: &mut BTreeMap<Site, Vec<Result<Repository, ImageNotFound>>>,
+        found: &mut BTreeMap<PlaceholderId, Vec<Result<Repository, ImageNotFound>>>,
     ) {
         match self {
             Self::Map(map) => {
@@ -267,6 +267,7 @@ fn agree(all: Vec<Result<Repository, ImageNotFound>>) -> Result<Repository, Imag
 mod tests {
     use super::*;
     use crate::placeholder::Scan;
+    use crate::placeholder::scans::InputId;
 
     /// Reads files from the chart's defaults to the last one and merges them.
     fn merged(files: &[&str]) -> Value {
@@ -278,11 +279,11 @@ mod tests {
     }
 
     fn read(text: &str, number: usize) -> Value {
-        let mut sites: HashMap<NodeId, Vec<Site>> = HashMap::new();
+        let mut sites: HashMap<NodeId, Vec<PlaceholderId>> = HashMap::new();
         match Scan::of(text).expect("YAML") {
             Some(scan) => {
                 for (index, placeholder) in scan.placeholders.iter().enumerate() {
-                    sites.entry(placeholder.scalar).or_default().push((number, index));
+                    sites.entry(placeholder.scalar).or_default().push(id(number, index));
                 }
                 Value::read(&scan.tree, &sites).expect("few values")
             }
@@ -290,8 +291,12 @@ mod tests {
         }
     }
 
-    fn image(view: &Value, site: Site) -> Option<Result<String, String>> {
-        let found = view.images().remove(&site)?;
+    fn id(number: usize, index: usize) -> PlaceholderId {
+        PlaceholderId { input: InputId(number), index }
+    }
+
+    fn image(view: &Value, (number, index): (usize, usize)) -> Option<Result<String, String>> {
+        let found = view.images().remove(&id(number, index))?;
         Some(found.map(|image| image.to_string()).map_err(|error| error.to_string()))
     }
 
@@ -323,7 +328,7 @@ mod tests {
         assert!(image(&view, (1, 0)).expect("still there").is_err());
         view.merge(Value::set("image.tag", "1.2.3", vec![]));
         assert_eq!(image(&view, (1, 0)), None, "an overridden placeholder is not asked for");
-        let set = Value::set(r"a\.b.list[0].c", "x", vec![(0, 0)]);
+        let set = Value::set(r"a\.b.list[0].c", "x", vec![id(0, 0)]);
         assert_eq!(set.at(&["a.b", "list", "0", "c"]).and_then(Value::text), Some("x"));
     }
 

@@ -8,7 +8,7 @@ use super::manifest::{ManifestArguments, Rendered, read_manifest};
 use super::{Outcome, configured};
 use crate::config;
 use crate::failure::{Failure, Failures};
-use crate::generate::lookups::placeholder_failure;
+use crate::generate::text::placeholder_failure;
 use crate::generate::{check, misnamed};
 use crate::image::printable;
 use crate::placeholder::near_miss::{NearMiss, near_miss};
@@ -80,8 +80,10 @@ impl Arguments {
                             Ok(notes) => {
                                 notes.iter().for_each(|note| tracing::warn!(application = application.name, "{note}"));
                             }
-                            Err(Failures(found)) => {
-                                failures.extend(found.into_iter().map(|failure| placed(failure, &own, &checkout, &self.dir)));
+                            Err(error) => {
+                                failures.extend(
+                                    error.into_failures().into_iter().map(|failure| placed(failure, &own, &checkout, &self.dir)),
+                                );
                             }
                         }
                     }

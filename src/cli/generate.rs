@@ -13,7 +13,7 @@ use crate::application::{Application, PARAMETERS};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::generate::phases::{self, PhaseTimer};
-use crate::generate::{Generated, generate};
+use crate::generate::{GenerateError, Generated, Generator};
 use crate::metrics::Hits;
 use crate::pin::{self, Pin, PinState, Usage};
 use crate::resolve::peer::PeerClient;
@@ -74,7 +74,7 @@ impl Arguments {
     ///
     /// # Errors
     ///
-    /// [`Failures`], configuration and output errors.
+    /// [`GenerateError`], configuration and output errors.
     pub async fn run(self) -> anyhow::Result<Outcome> {
         let started = PhaseTimer::start("start");
         let config = configured(self.config)?;
@@ -97,6 +97,7 @@ impl Arguments {
         let peer =
             PeerClient { socket: config.pins_socket.clone(), configuration: config.client.configuration(), patience: PATIENCE };
         let resolver = resolver(&config, Hits::default(), Some(peer), false);
+        let generator = Generator { tools: &config.tools, image_paths: &config.image_paths, resolver: &resolver };
         let (mut failures, mut done) = (Vec::new(), Vec::new());
         let mut timer = started;
         for Rendered { label, application, checkout } in &mut renders {
@@ -110,18 +111,18 @@ impl Arguments {
                 // On a laptop, without a manifest: a name that tells something.
                 application.name = checkout.app_dir().file_name().unwrap_or_default().to_string_lossy().into_owned();
             }
-            match generate(checkout, application, &config.tools, &config.image_paths, &resolver, None, &timer).await {
+            match generator.generate(checkout, application, None, &timer).await {
                 Ok(generated) => {
                     tell(application, label, &generated, &timer);
                     done.push((label.clone(), generated));
                 }
-                Err(Failures(found)) => failures.extend(found.into_iter().map(|failure| labelled(label, failure))),
+                Err(error) => failures.extend(error.into_failures().into_iter().map(|failure| labelled(label, failure))),
             }
             timer = PhaseTimer::start("prepare");
         }
         super::stored(&resolver).await;
         if !failures.is_empty() {
-            return Err(Failures(failures).into());
+            return Err(GenerateError::from(Failures(failures)).into());
         }
         let pins: Vec<Pin> = done.iter().flat_map(|(_, generated)| generated.pins.iter().cloned()).collect();
         if let Some(path) = &self.write_pins {

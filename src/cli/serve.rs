@@ -98,7 +98,7 @@ pub struct Arguments {
     max_archive_entries: usize,
 
     /// Bytes of rendered texts that are kept, packed, in the work directory, for the same files with the same pins; 0 keeps none
-    #[arg(long, env = "PINION_MEMO_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
+    #[arg(long, env = "PINION_RENDER_CACHE_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
     render_cache_bytes: u64,
 
     /// Render charts in workers that stay, if the Helm program is a helm-worker; `false` starts a process for each

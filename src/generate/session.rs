@@ -1,21 +1,22 @@
-//! Questions answered while one application is rendered, and what becomes of the pins.
+//! The lookups of one render: each question is answered once, from the pins that are held, else by the resolver.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::known::Known;
-use super::lookups::{Images, LookupRequest, Requester, Text, lookups_of, placeholder_failure, too_many};
+use super::lookups::{Answers, LookupRequest, Requester};
+use super::pass::Pass;
+use super::text::RENDERED;
 use crate::application::Application;
-use crate::failure::{Failure, Failures};
+use crate::failure::{Failure, FailureKind, Failures};
 use crate::image::{Reference, Repository, printable};
-use crate::manifest::sightings::{Sighting, Sought};
 use crate::manifest::{self, Document, ImagePath};
 use crate::parameters::Mode;
 use crate::pin::{Choice, Pin, PinOverrides, PinState, Pinned, Usage};
-use crate::placeholder::image::beside_each;
-use crate::placeholder::{Form, MAX_PLACEHOLDERS, Placeholder, PlaceholderError, Scan};
+use crate::placeholder::Form;
+use crate::placeholder::scans::InputId;
 use crate::render::Targets;
-use crate::resolve::{Caller, Question, Resolver};
+use crate::resolve::{Caller, Question, ResolveError, Resolver};
 use crate::rules::{HelmTarget, Rule, RuleTarget, Rules};
 use crate::turn::aside;
 
@@ -24,12 +25,12 @@ pub(super) struct RenderSession<'a> {
     application: &'a Application,
     /// None if they cannot be read.
     rules: Option<&'a Rules>,
-    given: PinOverrides,
+    pub(super) overrides: &'a PinOverrides,
     resolver: &'a Resolver,
     /// When the caller gives up.
     deadline: Option<Instant>,
     /// Every question's pin once, in the order in which they were met.
-    pins: Vec<Asked>,
+    pub(super) asked: Vec<Asked>,
     /// Their places in that list, by the question's name.
     by_name: BTreeMap<String, Vec<usize>>,
     /// What was asked for: what an entry of the parameter `pins` may name.
@@ -37,15 +38,15 @@ pub(super) struct RenderSession<'a> {
 }
 
 /// A pin and what asked for it.
-struct Asked {
-    question: Question,
-    pin: Pin,
-    by: Vec<Asker>,
+pub(super) struct Asked {
+    pub question: Question,
+    pub pin: Pin,
+    pub by: Vec<Asker>,
 }
 
 impl Asked {
     /// The aliases that ask.
-    fn aliases<'r>(&self, rules: &'r [Rule]) -> impl Iterator<Item = &'r str> {
+    pub(super) fn aliases<'r>(&self, rules: &'r [Rule]) -> impl Iterator<Item = &'r str> {
         let rules = self.by.iter().filter_map(|asker| match asker {
             Asker::Rule(index) => Some(rules[*index].alias.as_str()),
             _ => None,
@@ -56,7 +57,7 @@ impl Asked {
 
 /// A placeholder or a rule that a pin answers.
 #[derive(Clone, PartialEq)]
-enum Asker {
+pub(super) enum Asker {
     /// In what the tool reads: its place and text.
     Input { place: String, source: String, is_guess: bool },
     /// In the rendered text, which is substituted directly.
@@ -75,7 +76,7 @@ impl Asker {
         }
     }
 
-    fn is_guess(&self) -> bool {
+    pub(super) fn is_guess(&self) -> bool {
         matches!(self, Self::Input { is_guess: true, .. } | Self::Rendered { is_guess: true, .. })
     }
 }
@@ -83,47 +84,36 @@ impl Asker {
 /// Different questions that one render may ask. Each costs a lookup, a pin in memory and one in the store.
 const MAX_QUESTIONS: usize = 1000;
 
-/// Rendered text with its placeholders and what they ask.
-struct Rendered<'t> {
-    documents: Vec<Document>,
-    /// One for each document.
-    scans: Vec<Option<Scan<'t>>>,
-    asks: Vec<LookupRequest>,
-    failures: Vec<Failure>,
-}
-
-pub(super) type Answers = BTreeMap<Requester, Pin>;
-
 impl<'a> RenderSession<'a> {
     pub(super) fn new(
         application: &'a Application,
         rules: Option<&'a Rules>,
-        given: PinOverrides,
+        overrides: &'a PinOverrides,
         resolver: &'a Resolver,
         deadline: Option<Instant>,
     ) -> Self {
         Self {
             application,
             rules,
-            given,
+            overrides,
             resolver,
             deadline,
-            pins: Vec::new(),
+            asked: Vec::new(),
             by_name: BTreeMap::new(),
             known: Known::default(),
         }
     }
 
     /// Given pins first, then the registries. Every failure is reported, and every other answer given.
-    pub(super) async fn answer(&mut self, asks: Vec<LookupRequest>, is_rendered: bool) -> (Answers, Vec<Failure>) {
+    pub(super) async fn answer(&mut self, lookups: Vec<LookupRequest>, is_rendered: bool) -> (Answers, Vec<Failure>) {
         let mut answers = Answers::new();
         let mut failures = Vec::new();
         let mut open = Vec::new();
-        for ask in asks {
+        for ask in lookups {
             let needs_digest = ask.form == Form::Digest;
             let Question { repository, policy, .. } = &ask.question;
             self.known.add(&ask);
-            match self.given.get(ask.alias.as_deref(), repository, policy) {
+            match self.overrides.get(ask.alias.as_deref(), repository, policy) {
                 Some(pinned) if needs_digest && pinned.digest.is_none() => {
                     let message =
                         format!("{}a digest is wanted here, and the given pin `{pinned}` has none", quoted(&ask.source));
@@ -160,7 +150,7 @@ impl<'a> RenderSession<'a> {
             }
         }
         let different: BTreeSet<String> = open.iter().map(|ask| ask.question.name()).collect();
-        let known = self.pins.iter().filter(|asked| asked.pin.freshness != PinState::Given).count();
+        let known = self.asked.iter().filter(|asked| asked.pin.freshness != PinState::Given).count();
         if known + different.len() > MAX_QUESTIONS {
             let message = format!(
                 "it asks {} different questions about images, at most {MAX_QUESTIONS} are answered",
@@ -189,7 +179,7 @@ impl<'a> RenderSession<'a> {
                     answers.insert(ask.wants, pin);
                 }
                 Err(error) => {
-                    let mut failure = Failure::new(ask.place, &error, error.hint());
+                    let mut failure = Failure::new(ask.place, &error, error.hint()).of_kind(kind(&error));
                     failure.message.insert_str(0, &quoted(&ask.source));
                     failures.push(failure);
                 }
@@ -200,7 +190,7 @@ impl<'a> RenderSession<'a> {
 
     /// What a question was answered before, if not by a given pin: that may be another alias's.
     fn answered(&self, question: &Question) -> Option<Pin> {
-        let pins = self.by_name.get(&question.name())?.iter().map(|index| &self.pins[*index]);
+        let pins = self.by_name.get(&question.name())?.iter().map(|index| &self.asked[*index]);
         let mut same = pins.filter(|asked| asked.question == *question && asked.pin.freshness != PinState::Given);
         same.next().map(|asked| Pin { repository: question.repository.clone(), ..asked.pin.clone() })
     }
@@ -209,58 +199,25 @@ impl<'a> RenderSession<'a> {
         let asker = Asker::of(ask, is_rendered);
         let named = self.by_name.entry(ask.question.name()).or_default();
         let is_same = |index: &&usize| {
-            let known: &Asked = &self.pins[**index];
+            let known: &Asked = &self.asked[**index];
             known.question == ask.question && known.pin.choice.pinned == pin.choice.pinned
         };
         match named.iter().find(is_same).copied() {
-            Some(index) => self.pins[index].by.push(asker),
+            Some(index) => self.asked[index].by.push(asker),
             None => {
-                named.push(self.pins.len());
-                self.pins.push(Asked { question: ask.question.clone(), pin, by: vec![asker] });
+                named.push(self.asked.len());
+                self.asked.push(Asked { question: ask.question.clone(), pin, by: vec![asker] });
             }
         }
     }
 
-    fn rules(&self) -> &'a [Rule] {
+    pub(super) fn rules(&self) -> &'a [Rule] {
         self.rules.map_or(&[], |rules| &rules.rules)
-    }
-
-    /// What rules with targets will give to the tool, with any tag.
-    pub(super) fn places(rules: &Rules) -> Targets {
-        let mut targets = Targets::default();
-        for rule in &rules.rules {
-            let name = rule.repository.text();
-            match &rule.target {
-                RuleTarget::Manifests => {}
-                RuleTarget::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:0")),
-                RuleTarget::Helm(HelmTarget { name: at, tag, spec }) => {
-                    let values = [(at, name.to_owned()), (tag, "0".to_owned()), (spec, format!("{name}:0"))];
-                    targets.helm.extend(values.into_iter().filter_map(|(path, value)| Some((path.clone()?, value))));
-                }
-            }
-        }
-        targets
     }
 
     /// What rules with targets give to the tool.
     pub(super) fn targets(&self, answers: &Answers) -> Targets {
-        let mut targets = Targets::default();
-        for (index, rule) in self.rules().iter().enumerate() {
-            let Some(pin) = answers.get(&Requester::Rule(index)) else { continue };
-            let name = pin.repository.text();
-            match &rule.target {
-                RuleTarget::Manifests => {}
-                RuleTarget::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:{}", pin.choice.pinned)),
-                RuleTarget::Helm(target) => {
-                    let mut set =
-                        |path: &Option<String>, value: String| targets.helm.extend(path.clone().map(|path| (path, value)));
-                    set(&target.name, name.to_owned());
-                    set(&target.tag, pin.choice.pinned.to_string());
-                    set(&target.spec, format!("{name}:{}", pin.choice.pinned));
-                }
-            }
-        }
-        targets
+        rule_targets(self.rules(), |index| Some(answers.get(&Requester::Rule(index))?.choice.pinned.to_string()))
     }
 
     /// Resolves what the rendered text still holds: templates, plain YAML, any string scalar.
@@ -272,74 +229,32 @@ impl<'a> RenderSession<'a> {
         if !rendered.contains("(pin") {
             return Ok(rendered);
         }
-        let Rendered { documents, scans, asks, mut failures } = self.scan_rendered(&rendered);
-        let (answers, unanswered) = self.answer(asks, true).await;
+        let documents = manifest::documents(&rendered);
+        let mut pass = Pass::over_rendered(&rendered, &documents, self.rules);
+        let mut failures = std::mem::take(&mut pass.failures);
+        let (answers, unanswered) = self.answer(std::mem::take(&mut pass.lookups), true).await;
         failures.extend(unanswered);
         if !failures.is_empty() {
             return Err(Failures(failures));
         }
-        let mut changed = substitute(&scans, &answers, None);
-        let text = |(index, document): (usize, &Document)| {
-            changed.remove(&index).unwrap_or_else(|| rendered[document.range.clone()].to_owned())
+        let mut changed = pass.substitute(&answers, None);
+        let text = |(number, document): (usize, &Document)| {
+            changed.remove(&InputId(number)).unwrap_or_else(|| rendered[document.range.clone()].to_owned())
         };
         Ok(documents.iter().enumerate().map(text).collect())
     }
 
-    /// The mistakes in rendered text, also of placeholders that cannot be resolved. Those whose text is among `told` stand in what the
-    /// tool has read, and are told already.
-    pub(super) async fn faults(&mut self, rendered: &str, told: &BTreeSet<String>) -> Vec<Failure> {
+    /// The mistakes in rendered text, also of placeholders that cannot be resolved. Those whose text is among `told` are in what the tool
+    /// has read, and have their failures already.
+    pub(super) async fn further_failures(&mut self, rendered: &str, told: &BTreeSet<String>) -> Vec<Failure> {
         if !rendered.contains("(pin") {
             return Vec::new();
         }
-        let Rendered { asks, mut failures, .. } = self.scan_rendered(rendered);
-        failures.retain(|failure| told.iter().all(|source| !failure.message.starts_with(&format!("`{source}`: "))));
-        failures.extend(self.answer(asks, true).await.1);
-        failures
-    }
-
-    fn scan_rendered<'t>(&self, rendered: &'t str) -> Rendered<'t> {
         let documents = manifest::documents(rendered);
-        let (mut scans, mut origins, mut failures) = (Vec::new(), Vec::new(), Vec::new());
-        let mut count = 0;
-        for Document { range, above } in &documents {
-            let origin = origin(&rendered[range.clone()]);
-            let place = |error: &PlaceholderError| {
-                let mut failure = placeholder_failure(RENDERED, *above, error);
-                failure.place.push_str(&origin);
-                failure
-            };
-            let scan = Scan::of(&rendered[range.clone()]).unwrap_or_else(|error| {
-                failures.push(place(&error));
-                None
-            });
-            let scan = scan.map(|mut scan| {
-                count += scan.placeholders.len();
-                failures.extend(scan.errors.iter().map(place));
-                scan.placeholders.iter_mut().for_each(|placeholder| placeholder.line += *above);
-                scan
-            });
-            scans.push(scan);
-            origins.push(origin);
-            if count > MAX_PLACEHOLDERS {
-                failures.extend(too_many(count));
-                return Rendered { documents, scans, asks: Vec::new(), failures };
-            }
-        }
-        let texts: Vec<Text<'_>> = documents
-            .iter()
-            .zip(&origins)
-            .map(|(document, origin)| Text {
-                name: RENDERED,
-                origin,
-                text: &rendered[document.range.clone()],
-                is_raw: false,
-                has_places: true,
-            })
-            .collect();
-        let (asks, misunderstood) =
-            lookups_of(self.rules, &texts, &scans, &Images { beside: beside_each(&scans), ..Images::default() });
-        failures.extend(misunderstood);
-        Rendered { documents, scans, asks, failures }
+        let Pass { lookups, mut failures, .. } = Pass::over_rendered(rendered, &documents, self.rules);
+        failures.retain(|failure| told.iter().all(|source| !failure.message.starts_with(&format!("`{source}`: "))));
+        failures.extend(self.answer(lookups, true).await.1);
+        failures
     }
 
     /// Rewrites the images of rules without targets. Placeholders that the text still holds stay. Where those of what the tool read are
@@ -387,8 +302,8 @@ impl<'a> RenderSession<'a> {
     /// # Errors
     ///
     /// One for each, with the names that exist.
-    pub(super) fn check_given(&self, manifests: &str) -> Result<(), Failures> {
-        let failures = self.known.check(&self.given, manifests);
+    pub(super) fn check_overrides(&self, manifests: &str) -> Result<(), Failures> {
+        let failures = self.known.check(self.overrides, manifests);
         if failures.is_empty() { Ok(()) } else { Err(Failures(failures)) }
     }
 
@@ -399,144 +314,7 @@ impl<'a> RenderSession<'a> {
 
     /// Every pin so far.
     pub(super) fn pins(&self) -> Vec<&Pin> {
-        self.pins.iter().map(|asked| &asked.pin).collect()
-    }
-
-    /// The pins, each looked for in the manifests, and what a person should know of them.
-    ///
-    /// # Errors
-    ///
-    /// A pin that the parameter `pins` holds, while the image runs with another tag.
-    pub(super) fn finish(self, manifests: &str) -> Result<(Vec<Pin>, Vec<String>), Failures> {
-        let sought: Vec<Sought<'_>> = self.pins.iter().map(|asked| sought(&asked.pin)).collect();
-        let sightings = manifest::sightings::sightings(manifests, &sought);
-        let mut notes = self.precedence();
-        let (mut pins, mut failures) = (Vec::new(), Vec::new());
-        for (asked, sighting) in self.pins.iter().zip(&sightings) {
-            let is_placed = asked.by.iter().any(|asker| matches!(asker, Asker::Rendered { .. }));
-            // As a part of a word: `web-1.2`, `v1.2`, `f-1.2.tgz`.
-            let is_part = || {
-                sighting.other_tags.is_empty()
-                    && !self.is_for_images_alone(asked)
-                    && manifests.contains(asked.pin.choice.pinned.tag.as_str())
-            };
-            let usage = if is_placed || self.is_found(asked, sighting) || is_part() { Usage::Used } else { Usage::Unused };
-            let Pin { repository, choice: Choice { pinned, .. }, .. } = &asked.pin;
-            if usage == Usage::Unused
-                && !sighting.other_tags.is_empty()
-                && self.given.is_told(repository, asked.aliases(self.rules()))
-            {
-                let hint = "another setting replaces its tag, such as `images` of a kustomization or a parameter: hold it there";
-                failures.push(Failure::text("parameter `pins`", self.unused(asked, sighting), Some(hint.to_owned())));
-            } else if usage == Usage::Unused && self.is_settled(asked) {
-                // Told by the order of precedence.
-            } else if usage == Usage::Unused {
-                notes.push(self.unused(asked, sighting));
-            } else if self.is_elsewhere(asked, sighting) {
-                let others = sighting.others.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-                let todo = match &asked.by[0] {
-                    Asker::Rule(index) => {
-                        format!("does rule `{}` name the image that its target has?", self.rules()[*index].alias)
-                    }
-                    asker if asker.is_guess() => "name the image in the placeholder".to_owned(),
-                    _ => "does the placeholder name the image that it stands behind?".to_owned(),
-                };
-                let tag = &pinned.tag;
-                notes.push(format!(
-                    "tag `{tag}` was chosen for `{repository}` but stands beside `{others}` in the manifests: {todo}"
-                ));
-            } else if let Some(digest) = pinned.digest.as_ref().filter(|_| !is_placed && !sighting.has_digest) {
-                notes.push(format!("`{repository}:{}` is in the manifests without its digest `{digest}`", pinned.tag));
-            }
-            pins.push(Pin { usage, ..asked.pin.clone() });
-        }
-        if failures.is_empty() { Ok((pins, notes)) } else { Err(Failures(failures)) }
-    }
-
-    /// Did a pin reach the manifests?
-    fn is_found(&self, asked: &Asked, sighting: &Sighting) -> bool {
-        if self.is_for_images_alone(asked) {
-            return sighting.is_beside_own;
-        }
-        let is_rule = |asker: &Asker| matches!(asker, Asker::Rule(_));
-        sighting.is_found(asked.by.iter().any(|asker| is_rule(asker) || asker.is_guess()))
-    }
-
-    /// Did rules without a target ask alone? Only images of that name are rewritten.
-    fn is_for_images_alone(&self, asked: &Asked) -> bool {
-        asked.by.iter().all(|asker| matches!(asker, Asker::Rule(index) if self.rules()[*index].target == RuleTarget::Manifests))
-    }
-
-    /// Is a pin that of a rule for images which placeholders have settled?
-    fn is_settled(&self, asked: &Asked) -> bool {
-        let is_placeholder = |asker: &Asker| !matches!(asker, Asker::Rule(_));
-        self.is_for_images_alone(asked)
-            && self.pins.iter().any(|other| other.pin.repository == asked.pin.repository && other.by.iter().any(is_placeholder))
-    }
-
-    /// Does a pin's tag stand behind other images alone? One of the same name in another registry is probably a mirror of it.
-    fn is_elsewhere(&self, asked: &Asked, sighting: &Sighting) -> bool {
-        let own = &asked.pin.repository;
-        let last = |repository: &Repository| repository.path().rsplit('/').next().map(str::to_owned);
-        let is_mirror = || sighting.others.iter().any(|other| other.registry() != own.registry() && last(other) == last(own));
-        let is_elsewhere = !sighting.is_beside_own && !sighting.others.is_empty();
-        is_elsewhere && (asked.by.iter().any(Asker::is_guess) || !(sighting.is_alone || is_mirror()))
-    }
-
-    /// Says where a pin that is nowhere in the manifests should have gone.
-    fn unused(&self, asked: &Asked, sighting: &Sighting) -> String {
-        let Pin { repository, choice: Choice { pinned, .. }, .. } = &asked.pin;
-        let other_tags: Vec<String> = sighting.other_tags.iter().take(3).map(|tag| format!("`{tag}`")).collect();
-        let instead =
-            if other_tags.is_empty() { String::new() } else { format!(", which have the image with {}", other_tags.join(", ")) };
-        let nowhere = format!("`{repository}:{pinned}` is nowhere in the rendered manifests{instead}");
-        match &asked.by[0] {
-            Asker::Input { place, source, .. } => format!("{place}: `{}`: the pin {nowhere}", printable(source)),
-            Asker::Rendered { place, .. } => format!("{place}: the pin {nowhere}"),
-            Asker::Rule(index) => {
-                let rule = &self.rules()[*index];
-                let why = match &rule.target {
-                    RuleTarget::Manifests if other_tags.is_empty() => "no image of that name is there".to_owned(),
-                    RuleTarget::Manifests => {
-                        "no image that Pinion looks at has that name; `--image-paths` names further places".to_owned()
-                    }
-                    RuleTarget::Kustomize(name) => format!("no image `{}` is there", printable(name)),
-                    RuleTarget::Helm(target) => {
-                        let paths = [&target.name, &target.tag, &target.spec].into_iter().flatten();
-                        let paths: Vec<String> = paths.map(|path| format!("`{}`", printable(path))).collect();
-                        format!("does the chart use {}?", paths.join(" and "))
-                    }
-                };
-                format!("rule `{}`: the pin {nowhere}: {why}", rule.alias)
-            }
-        }
-    }
-
-    /// Where a placeholder goes before a rule without target for the same image.
-    fn precedence(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        for asked in &self.pins {
-            let rule = asked.by.iter().find_map(|asker| match asker {
-                Asker::Rule(index) => Some(&self.rules()[*index]).filter(|rule| rule.target == RuleTarget::Manifests),
-                _ => None,
-            });
-            let Some(rule) = rule else { continue };
-            let others = self.pins.iter().filter(|other| {
-                other.pin.repository == asked.pin.repository && other.pin.choice.pinned != asked.pin.choice.pinned
-            });
-            for other in others {
-                let place = other.by.iter().find_map(|asker| match asker {
-                    Asker::Input { place, .. } | Asker::Rendered { place, .. } => Some(place),
-                    Asker::Rule(_) => None,
-                });
-                let Some(place) = place else { continue };
-                notes.push(format!(
-                    "rule `{}` gives `{}` the tag `{}`, but not where a placeholder stands: {place} gives `{}`",
-                    rule.alias, asked.pin.repository, asked.pin.choice.pinned, other.pin.choice.pinned
-                ));
-            }
-        }
-        notes
+        self.asked.iter().map(|asked| &asked.pin).collect()
     }
 }
 
@@ -548,46 +326,33 @@ fn references(pin: &Pin) -> [Reference; 2] {
     [whole, by_digest]
 }
 
-fn sought(pin: &Pin) -> Sought<'_> {
-    Sought { repository: &pin.repository, tag: &pin.choice.pinned.tag, digest: pin.choice.pinned.digest.as_ref() }
-}
-
-pub(super) const RENDERED: &str = "rendered manifests";
-
-/// What follows a place in a rendered document: the template that it comes from, if Helm says so.
-pub(super) fn origin(document: &str) -> String {
-    let source = document.lines().take(3).find_map(|line| line.strip_prefix("# Source: "));
-    source.map_or_else(String::new, |path| format!(" (from {})", printable(path)))
-}
-
 fn quoted(source: &str) -> String {
     if source.is_empty() { String::new() } else { format!("`{}`: ", printable(source)) }
 }
 
-/// The texts of placeholders that cannot be understood, as they are told.
-pub(super) fn misunderstood(scans: &[Option<Scan<'_>>]) -> BTreeSet<String> {
-    scans.iter().flatten().flat_map(|scan| &scan.errors).map(|error| error.source_text.clone()).collect()
-}
-
-/// The texts with each placeholder's pin in its place, by the number of the text; those that stay as they are left out. What has no pin
-/// stays too, unless there is something to put in its place.
-pub(super) fn substitute(scans: &[Option<Scan<'_>>], answers: &Answers, other: Option<&str>) -> BTreeMap<usize, String> {
-    let mut changed = BTreeMap::new();
-    for (data, scan) in scans.iter().enumerate() {
-        let Some(scan) = scan else { continue };
-        let value = |(index, placeholder): (usize, &Placeholder)| {
-            let Some(Pin { choice: Choice { pinned, .. }, .. }) = answers.get(&Requester::Placeholder((data, index))) else {
-                return other.map(str::to_owned);
-            };
-            Some(match (placeholder.form, &pinned.digest) {
-                (Form::Digest, Some(digest)) => digest.to_string(),
-                _ => pinned.to_string(),
-            })
-        };
-        let values: Vec<Option<String>> = scan.placeholders.iter().enumerate().map(value).collect();
-        if values.iter().any(Option::is_some) {
-            changed.insert(data, scan.substitute(&values));
+/// What rules with targets give to the tool, with the tag of each rule. A rule without a tag gives nothing.
+pub(super) fn rule_targets(rules: &[Rule], tag_of: impl Fn(usize) -> Option<String>) -> Targets {
+    let mut targets = Targets::default();
+    for (index, rule) in rules.iter().enumerate() {
+        let Some(pinned) = tag_of(index) else { continue };
+        let name = rule.repository.text();
+        match &rule.target {
+            RuleTarget::Manifests => {}
+            RuleTarget::Kustomize(target) => targets.kustomize.push(format!("{target}={name}:{pinned}")),
+            RuleTarget::Helm(HelmTarget { name: at, tag, spec }) => {
+                let values = [(at, name.to_owned()), (tag, pinned.clone()), (spec, format!("{name}:{pinned}"))];
+                targets.helm.extend(values.into_iter().filter_map(|(path, value)| Some((path.clone()?, value))));
+            }
         }
     }
-    changed
+    targets
+}
+
+fn kind(error: &ResolveError) -> FailureKind {
+    match error {
+        ResolveError::NoMatch { .. } => FailureKind::NoPermittedTag,
+        ResolveError::Registry { .. } | ResolveError::Budget { .. } => FailureKind::Unavailable,
+        ResolveError::TooManyTags { .. } => FailureKind::Invalid,
+        ResolveError::Broken { .. } => FailureKind::Internal,
+    }
 }

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 
-use super::lookups::placeholder_failure;
-use super::session::{RENDERED, origin};
+use super::text::{RENDERED, placeholder_failure, template};
 use crate::failure::{Failure, Failures};
 use crate::image::{Reference, printable};
 use crate::manifest::{self, Document, ImagePath};
@@ -37,8 +36,8 @@ pub(super) fn verify(rendered: &str, pins: &[&Pin], further: &[ImagePath]) -> Re
             }
             Err(error) => failures.push(placeholder_failure(RENDERED, above, &error)),
         }
-        let origin = origin(document);
-        failures[first..].iter_mut().for_each(|failure| failure.place.push_str(&origin));
+        let template = template(document);
+        failures[first..].iter_mut().for_each(|failure| failure.place.push_str(&template));
     }
     if failures.is_empty() { Ok(()) } else { Err(Failures(failures)) }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Scan, Site};
+use super::scans::{PlaceholderId, Scans};
 use crate::image::{Reference, Repository, printable, split_tag};
 use crate::yaml::{Kind, NodeId, Tree};
 
@@ -116,14 +116,13 @@ fn own_key<'t>(tree: &'t Tree<'_>, parents: &[Option<NodeId>], mapping: NodeId) 
     entries.iter().find(|(_, value)| *value == mapping).and_then(|(key, _)| tree.text(*key))
 }
 
-/// The image beside each placeholder of some texts, by text and number.
-pub fn beside_each(scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
+/// The image beside each placeholder of some texts.
+pub fn beside_each(scans: &Scans<'_>) -> BTreeMap<PlaceholderId, Result<Repository, ImageNotFound>> {
     let mut found = BTreeMap::new();
-    for (data, scan) in scans.iter().enumerate() {
-        let Some(scan) = scan else { continue };
+    for (input, scan) in scans.iter() {
         let parents = scan.tree.parents();
-        for (index, placeholder) in scan.placeholders.iter().enumerate() {
-            found.insert((data, index), beside(&scan.tree, &parents, placeholder.scalar, Siblings::Values));
+        for (id, placeholder) in scan.placeholders_of(input) {
+            found.insert(id, beside(&scan.tree, &parents, placeholder.scalar, Siblings::Values));
         }
     }
     found

@@ -13,7 +13,8 @@ use granit_parser::ScalarStyle;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{Data, RenderError, Source, schema};
+use super::{Inputs, RenderError, Source, schema};
+use crate::placeholder::scans::InputId;
 use crate::workspace::{Checkout, WorkspaceError, shown};
 use crate::yaml::{Kind, NodeId, Tree};
 
@@ -62,8 +63,8 @@ pub struct Chart {
 /// A chart's `values.yaml`.
 #[derive(Debug)]
 pub enum Values {
-    /// Its place among the texts that are substituted.
-    Data(usize),
+    /// A text that is substituted.
+    Input(InputId),
     /// From an archive, which is only looked at.
     Packed(String),
 }
@@ -140,19 +141,19 @@ impl Files<'_> {
     }
 }
 
-/// Reads a chart and all below it. Default values of unpacked charts are added to `data`.
+/// Reads a chart and all below it. Default values of unpacked charts are added to `inputs`.
 ///
 /// # Errors
 ///
 /// [`RenderError`] for files that cannot be read or are not what Helm expects.
-pub fn read(checkout: &Checkout, dir: &Path, data: &mut Vec<Data>) -> Result<Chart, RenderError> {
-    let mut reader = Reader { charts: 0, data };
+pub fn read(checkout: &Checkout, dir: &Path, inputs: &mut Inputs) -> Result<Chart, RenderError> {
+    let mut reader = Reader { charts: 0, inputs };
     reader.chart(&Files::Directory(checkout), dir, String::new(), 0)
 }
 
 struct Reader<'a> {
     charts: usize,
-    data: &'a mut Vec<Data>,
+    inputs: &'a mut Inputs,
 }
 
 impl Reader<'_> {
@@ -174,11 +175,9 @@ impl Reader<'_> {
             (Files::Directory(_), Some(text)) => {
                 let source = Source::InPlace(dir.join("values.yaml"));
                 // A chart that is used under two aliases has its values once.
-                let known = self.data.iter().position(|data| data.source == source);
-                Some(Values::Data(known.unwrap_or_else(|| {
-                    self.data.push(Data { name: shown(&dir.join("values.yaml")), text, source });
-                    self.data.len() - 1
-                })))
+                let known = self.inputs.with_source(&source);
+                let add = || self.inputs.add(shown(&dir.join("values.yaml")), text, source);
+                Some(Values::Input(known.unwrap_or_else(add)))
             }
         };
         let mut found = Vec::new();
@@ -417,8 +416,8 @@ mod tests {
     #[test]
     fn dependencies_are_found_under_their_aliases() {
         let (_dir, checkout) = fixture();
-        let mut data = Vec::new();
-        let chart = read(&checkout, Path::new(""), &mut data).expect("a chart");
+        let mut inputs = Inputs::default();
+        let chart = read(&checkout, Path::new(""), &mut inputs).expect("a chart");
         let keys: Vec<&str> = chart.dependencies.iter().map(|chart| chart.key.as_str()).collect();
         assert_eq!(keys, ["cache", "front", "back"]);
         assert!(matches!(&chart.dependencies[0].values, Some(Values::Packed(text)) if text == "c: 1\n"));
@@ -428,7 +427,7 @@ mod tests {
         assert_eq!(chart.dependencies[1].conditions, ["front.enabled", "x.y"]);
         let missing: Vec<&str> = chart.missing.iter().map(|declared| declared.name.as_str()).collect();
         assert_eq!(missing, ["gone"]);
-        let names: Vec<&str> = data.iter().map(|data| data.name.as_str()).collect();
+        let names: Vec<&str> = inputs.iter().map(|(_, input)| input.name.as_str()).collect();
         assert_eq!(names, ["values.yaml", "charts/web-dir/values.yaml"]);
     }
 
@@ -458,7 +457,7 @@ mod tests {
     fn a_broken_archive_is_left_to_helm() {
         let (dir, checkout) = fixture();
         fs::write(dir.path().join("charts/broken.tgz"), "no archive").expect("a file");
-        assert!(read(&checkout, Path::new(""), &mut Vec::new()).is_ok());
+        assert!(read(&checkout, Path::new(""), &mut Inputs::default()).is_ok());
     }
 
     #[test]
@@ -470,7 +469,7 @@ mod tests {
             path = path.join("charts/x");
         }
         let checkout = Checkout::open(dir.path(), Some("")).expect("a checkout");
-        let error = read(&checkout, Path::new(""), &mut Vec::new()).expect_err("too deep");
+        let error = read(&checkout, Path::new(""), &mut Inputs::default()).expect_err("too deep");
         assert!(error.to_string().contains("deeper"), "{error}");
     }
 }

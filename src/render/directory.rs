@@ -3,15 +3,15 @@
 //! Files are taken in lexical order of their paths. One that cannot be read as Kubernetes objects is skipped, unless it holds
 //! `apiVersion:`, `kind:` and `metadata:`: then it was meant. Texts are passed on as they are, each with its own `---`.
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
 use globset::GlobMatcher;
 
-use super::{Data, RenderError, Source, Tools, glob};
+use super::{Inputs, RenderError, Source, Tools, glob};
 use crate::application::Application;
 use crate::manifest;
+use crate::placeholder::scans::Substituted;
 use crate::workspace::{ANY_DEPTH, Checkout, WorkspaceError, shown};
 use crate::yaml::Tree;
 
@@ -21,7 +21,7 @@ const SKIP: &str = "+argocd:skip-file-rendering";
 /// A directory's manifests, ready to be put together.
 #[derive(Debug)]
 pub struct Plan {
-    data: Vec<Data>,
+    pub(super) inputs: Inputs,
     /// Files that are no manifests, and why.
     skipped: Vec<String>,
 }
@@ -68,7 +68,7 @@ impl Plan {
         }
         files.sort();
         let mut room = tools.max_directory_bytes;
-        let (mut data, mut skipped) = (Vec::new(), Vec::new());
+        let (mut inputs, mut skipped) = (Inputs::default(), Vec::new());
         for path in files {
             let bytes = read(checkout, &path, room)?;
             room -= bytes.len() as u64;
@@ -85,7 +85,9 @@ impl Plan {
                 continue;
             }
             match problem {
-                None => data.push(Data { name, text, source: Source::Named }),
+                None => {
+                    inputs.add(name, text, Source::Named);
+                }
                 Some(reason) if is_meant(&path, &text) => {
                     return Err(RenderError::invalid(format!("`{name}` is not a manifest: {reason}")));
                 }
@@ -95,7 +97,7 @@ impl Plan {
                 }
             }
         }
-        Ok(Self { data, skipped })
+        Ok(Self { inputs, skipped })
     }
 
     /// Files that are no manifests, and why.
@@ -103,15 +105,10 @@ impl Plan {
         &self.skipped
     }
 
-    pub fn data(&self) -> &[Data] {
-        &self.data
-    }
-
     /// Puts the manifests together.
-    pub fn run(&self, changed: &BTreeMap<usize, String>) -> String {
+    pub fn run(&self, changed: &Substituted) -> String {
         let mut manifests = String::new();
-        for (place, data) in self.data.iter().enumerate() {
-            let text = changed.get(&place).unwrap_or(&data.text);
+        for text in self.inputs.with(changed) {
             if !manifests.is_empty() && !text.starts_with("---") {
                 manifests.push_str("---\n");
             }
@@ -207,7 +204,9 @@ mod tests {
         let raw = config::Raw { max_directory_bytes: Some(10_000), ..config::Raw::default() };
         let mut tools = raw.check().expect("settings").tools;
         change(&mut application, &mut tools);
-        Plan::prepare(&checkout, &application, &tools).map(|plan| plan.run(&BTreeMap::new())).map_err(|error| error.to_string())
+        Plan::prepare(&checkout, &application, &tools)
+            .map(|plan| plan.run(&Substituted::new()))
+            .map_err(|error| error.to_string())
     }
 
     #[test]

@@ -10,17 +10,17 @@ mod reads;
 mod value_files;
 mod view;
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::chart::{self, Chart};
 use super::render_cache::Key;
-use super::{Data, Purpose, RenderError, Source, Targets, Tools, environment, text};
+use super::{Inputs, Purpose, RenderError, Rendered, Source, Targets, Tools, environment, text};
 use crate::application::Application;
 use crate::failure::masked;
 use crate::image::printable;
 use crate::parameters::HelmOptions;
+use crate::placeholder::scans::{InputId, Substituted};
 use crate::process::Child;
 use crate::workspace::{Checkout, MAX_FILE, Workspace, WorkspaceError, shown};
 use value_files::Found;
@@ -35,11 +35,11 @@ pub struct Plan {
     /// Where the chart is: in the checkout, or in the workspace's copy once dependencies were built.
     chart_at: Checkout,
     workspace: Workspace,
-    data: Vec<Data>,
+    pub(super) inputs: Inputs,
     chart: Chart,
     value_files: Vec<ValueFile>,
-    /// `helm-values`, by its place among the data.
-    inline: Option<usize>,
+    /// `helm-values`, by its input.
+    inline: Option<InputId>,
     sets: Vec<Set>,
     /// Name and path for `--set-file`.
     set_files: Vec<(String, PathBuf)>,
@@ -49,8 +49,6 @@ pub struct Plan {
     is_local: bool,
     /// Are charts or value files missing because they were not fetched?
     is_partial: bool,
-    /// Did the last text come from the render cache?
-    pub(super) is_recalled: bool,
     options: HelmOptions,
     release: String,
     namespace: String,
@@ -61,18 +59,18 @@ pub struct Plan {
 
 #[derive(Debug)]
 enum ValueFile {
-    /// Its place among the data, and its path.
-    Local(usize, PathBuf),
-    /// Its place among the data, where it is kept.
-    Fetched(usize),
+    /// Its input, and its path.
+    Local(InputId, PathBuf),
+    /// Its input, where it is kept.
+    Fetched(InputId),
 }
 
 #[derive(Debug)]
 struct Set {
     flag: &'static str,
     name: String,
-    /// Its value's place among the data.
-    data: usize,
+    /// Its value's input.
+    input: InputId,
 }
 
 impl Plan {
@@ -94,15 +92,15 @@ impl Plan {
         checkout.check_links(checkout.app())?;
         let mut workspace = Workspace::create()?;
         let mut chart_at = checkout.clone();
-        let mut data = Vec::new();
-        let mut chart = chart::read(checkout, checkout.app(), &mut data)?;
+        let mut inputs = Inputs::default();
+        let mut chart = chart::read(checkout, checkout.app(), &mut inputs)?;
         let is_local = chart.missing.is_empty() || chart.declared.iter().all(|chart| chart.repository.starts_with("file://"));
         let mut is_partial = !chart.missing.is_empty() && purpose == Purpose::Inspect;
         if !chart.missing.is_empty() && purpose == Purpose::Render {
             dependencies::build(checkout, &mut workspace, &chart, tools).await?;
-            data.clear();
+            inputs = Inputs::default();
             chart_at = Checkout::open(&workspace.root().join(checkout.app()), Some(&checkout.app().to_string_lossy()))?;
-            chart = chart::read(&chart_at, chart_at.app(), &mut data)?;
+            chart = chart::read(&chart_at, chart_at.app(), &mut inputs)?;
         }
         if !options.skip_schema_validation {
             check_schemas(&chart)?;
@@ -112,19 +110,16 @@ impl Plan {
             match file {
                 Found::Remote(_) if purpose == Purpose::Inspect => is_partial = true,
                 Found::Remote(url) => {
-                    data.push(Data { name: masked(&url), text: fetch(&url, tools).await?, source: Source::Named });
-                    value_files.push(ValueFile::Fetched(data.len() - 1));
+                    let id = inputs.add(masked(&url), fetch(&url, tools).await?, Source::Named);
+                    value_files.push(ValueFile::Fetched(id));
                 }
                 Found::Local(path) => {
-                    data.push(Data { name: shown(&path), text: checkout.read(&path)?, source: Source::Named });
-                    value_files.push(ValueFile::Local(data.len() - 1, checkout.root().join(path)));
+                    let id = inputs.add(shown(&path), checkout.read(&path)?, Source::Named);
+                    value_files.push(ValueFile::Local(id, checkout.root().join(path)));
                 }
             }
         }
-        let inline = options.values.as_ref().map(|text| {
-            data.push(Data { name: "parameter `helm-values`".into(), text: text.clone(), source: Source::Named });
-            data.len() - 1
-        });
+        let inline = options.values.as_ref().map(|text| inputs.add("parameter `helm-values`", text, Source::Named));
         let mut sets = Vec::new();
         for (flag, parameter, values) in [
             ("--set", "helm-parameters", &options.parameters),
@@ -133,8 +128,8 @@ impl Plan {
             for (name, value) in values {
                 one_name(&format!("parameter `{parameter}`"), name)?;
                 let place = format!("parameter `{parameter}`, key `{}`", printable(name));
-                data.push(Data { name: place, text: value.clone(), source: Source::Parameter });
-                sets.push(Set { flag, name: name.clone(), data: data.len() - 1 });
+                let input = inputs.add(place, value, Source::Parameter);
+                sets.push(Set { flag, name: name.clone(), input });
             }
         }
         let mut set_files = Vec::new();
@@ -159,7 +154,7 @@ impl Plan {
             checkout: checkout.clone(),
             chart_at,
             workspace,
-            data,
+            inputs,
             chart,
             value_files,
             inline,
@@ -168,7 +163,6 @@ impl Plan {
             targets: Vec::new(),
             is_local,
             is_partial,
-            is_recalled: false,
             options,
         })
     }
@@ -177,21 +171,12 @@ impl Plan {
         &self.checkout
     }
 
-    pub fn data(&self) -> &[Data] {
-        &self.data
-    }
-
     /// See [`super::Plan::run`].
     ///
     /// # Errors
     ///
     /// [`RenderError`].
-    pub async fn run(
-        &mut self,
-        changed: &BTreeMap<usize, String>,
-        targets: &Targets,
-        tools: &Tools,
-    ) -> Result<String, RenderError> {
+    pub async fn run(&mut self, changed: &Substituted, targets: &Targets, tools: &Tools) -> Result<Rendered, RenderError> {
         let mut arguments: Vec<OsString> = ["template", ".", "--name-template", &self.release].map(OsString::from).into();
         let mut add = |flag: &str, value: OsString| arguments.extend([OsString::from(flag), value]);
         if !self.namespace.is_empty() {
@@ -202,10 +187,10 @@ impl Plan {
         }
         for set in &self.sets {
             // A tag stays a string: `--set` would make a number of `123`.
-            let (flag, value) = match changed.get(&set.data) {
+            let (flag, value) = match changed.get(&set.input) {
                 Some(value) if !value.starts_with('{') => ("--set-string", value),
                 Some(value) => (set.flag, value),
-                None => (set.flag, &self.data[set.data].text),
+                None => (set.flag, &self.inputs[set.input].text),
             };
             add(flag, format!("{}={}", set.name, escaped(&self.application.expand(&value.replace("$$(pin", "$$$$(pin")))).into());
         }
@@ -218,18 +203,18 @@ impl Plan {
         }
         for file in &self.value_files {
             match file {
-                ValueFile::Fetched(data) => {
-                    let text = changed.get(data).unwrap_or(&self.data[*data].text);
-                    add("--values", self.workspace.write_extra(&format!("{data}.yaml"), text)?.into());
+                ValueFile::Fetched(id) => {
+                    let text = changed.get(id).unwrap_or(&self.inputs[*id].text);
+                    add("--values", self.workspace.write_extra(&format!("{}.yaml", id.0), text)?.into());
                 }
-                ValueFile::Local(data, path) => match changed.get(data) {
-                    Some(text) => add("--values", self.workspace.write_extra(&format!("{data}.yaml"), text)?.into()),
+                ValueFile::Local(id, path) => match changed.get(id) {
+                    Some(text) => add("--values", self.workspace.write_extra(&format!("{}.yaml", id.0), text)?.into()),
                     None => add("--values", one_field(&path.to_string_lossy()).into()),
                 },
             }
         }
-        if let Some(data) = self.inline {
-            let text = changed.get(&data).unwrap_or(&self.data[data].text);
+        if let Some(id) = self.inline {
+            let text = changed.get(&id).unwrap_or(&self.inputs[id].text);
             add("--values", self.workspace.write_extra("values.yaml", text)?.into());
         }
         for version in &self.api_versions {
@@ -243,11 +228,10 @@ impl Plan {
         arguments.extend(flags.iter().filter(|(_, on)| *on).map(|(flag, _)| OsString::from(flag)));
         let key = self.key(&arguments, changed, tools);
         let recalled = key.and_then(|key| tools.render_cache.as_ref()?.get(&key));
-        self.is_recalled = recalled.is_some();
         if let Some(text) = recalled {
-            return Ok(text);
+            return Ok(Rendered { text, is_cached: true });
         }
-        let in_place = changed.iter().filter_map(|(place, text)| match &self.data[*place].source {
+        let in_place = changed.iter().filter_map(|(input, text)| match &self.inputs[*input].source {
             Source::InPlace(path) => Some((path, text)),
             _ => None,
         });
@@ -276,11 +260,11 @@ impl Plan {
         if let (Some(cache), Some(key)) = (&tools.render_cache, key) {
             cache.keep(key, &text);
         }
-        Ok(text)
+        Ok(Rendered { text, is_cached: false })
     }
 
     /// What the text is made from, if all of it is known.
-    fn key(&self, arguments: &[OsString], changed: &BTreeMap<usize, String>, tools: &Tools) -> Option<[u8; 32]> {
+    fn key(&self, arguments: &[OsString], changed: &Substituted, tools: &Tools) -> Option<[u8; 32]> {
         if !self.is_local || tools.render_cache.is_none() {
             return None;
         }
@@ -290,9 +274,7 @@ impl Plan {
         for own in [&self.application.name, &self.application.project, &self.application.repo_url] {
             key.add(own.as_bytes());
         }
-        for (place, data) in self.data.iter().enumerate() {
-            key.add(changed.get(&place).unwrap_or(&data.text).as_bytes());
-        }
+        self.inputs.with(changed).for_each(|text| key.add(text.as_bytes()));
         Some(key.finish())
     }
 }

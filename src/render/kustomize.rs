@@ -12,12 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::render_cache::Key;
-use super::{Data, RenderError, Source, Targets, Tools, any_placeholder, environment, text};
+use super::{Input, Inputs, RenderError, Rendered, Source, Targets, Tools, any_placeholder, environment, text};
 use crate::application::Application;
 use crate::egress::proxy::Proxy;
 use crate::image::{Repository, printable};
 use crate::placeholder::image::{ImageNotFound, Siblings, before, beside};
-use crate::placeholder::{Placeholder, Scan, Site, is_mentioned};
+use crate::placeholder::scans::{InputId, PlaceholderId, Scans, Substituted};
+use crate::placeholder::{Placeholder, Scan, is_mentioned};
 use crate::process::Child;
 use crate::process::sandbox::Sandbox;
 use crate::workspace::{Checkout, Workspace, WorkspaceError, shown};
@@ -41,13 +42,13 @@ const MAX_REACHED: usize = 1000;
 pub struct Plan {
     checkout: Checkout,
     application: Application,
-    data: Vec<Data>,
-    /// The parameter's images with placeholders, with their place among the data.
-    images: BTreeMap<String, usize>,
-    /// Which of the data are files that kustomizations name: what those hold may be changed on its way.
-    resources: BTreeSet<usize>,
-    /// The place of the parameter's patches among the data, if they hold placeholders.
-    patches: Option<usize>,
+    pub(super) inputs: Inputs,
+    /// The parameter's images with placeholders, with their inputs.
+    images: BTreeMap<String, InputId>,
+    /// Inputs that are files which kustomizations name: Kustomize may change what they hold.
+    resources: BTreeSet<InputId>,
+    /// The parameter's patches, if they hold placeholders.
+    patches: Option<InputId>,
     /// May it be?
     changes: bool,
     /// Are there charts to inflate?
@@ -61,8 +62,6 @@ pub struct Plan {
     fetches: bool,
     /// Is everything known that the text is made from?
     is_local: bool,
-    /// Did the last text come from the render cache?
-    pub(super) is_recalled: bool,
 }
 
 impl Plan {
@@ -75,7 +74,7 @@ impl Plan {
         let mut plan = Self {
             checkout: checkout.clone(),
             application: application.clone(),
-            data: Vec::new(),
+            inputs: Inputs::default(),
             images: BTreeMap::new(),
             resources: BTreeSet::new(),
             patches: None,
@@ -86,7 +85,6 @@ impl Plan {
             reached: Vec::new(),
             fetches: false,
             is_local: true,
-            is_recalled: false,
         };
         // What the parameter adds builds upon more, too.
         let components = plan.present_components()?;
@@ -121,29 +119,27 @@ impl Plan {
             plan.changes |= tree.roots.iter().any(|root| changes_images(&tree, *root));
             plan.inflates |= tree.roots.iter().any(|root| tree.get(*root, "helmCharts").is_some());
             drop(tree);
-            plan.data.push(Data { name: shown(&path), text, source: Source::InPlace(path) });
-            plan.data.extend(generated);
+            plan.inputs.add(shown(&path), text, Source::InPlace(path));
+            plan.inputs.extend(generated);
             plan.reached.push(dir);
         }
         plan.fetches |= has_address(application.parameters.kustomize.patches.as_deref().unwrap_or_default());
         for (path, text) in resources {
             let name = shown(&path);
             // What a generator reads is that of it alone.
-            if plan.data.iter().all(|data| data.name != name) {
-                plan.resources.insert(plan.data.len());
+            if plan.inputs.iter().all(|(_, input)| input.name != name) {
                 let source = if is_text(&text) { Source::Text(path) } else { Source::InPlace(path) };
-                plan.data.push(Data { name, text, source });
+                plan.resources.insert(plan.inputs.add(name, text, source));
             }
         }
         for image in application.parameters.kustomize.images.iter().filter(|image| is_mentioned(image)) {
-            plan.images.insert(image.clone(), plan.data.len());
             let name = format!("parameter `kustomize-images`, `{}`", printable(image));
-            plan.data.push(Data { name, text: image.clone(), source: Source::Parameter });
+            plan.images.insert(image.clone(), plan.inputs.add(name, image, Source::Parameter));
         }
         if let Some(text) = application.parameters.kustomize.patches.clone().filter(|text| is_mentioned(text)) {
-            plan.patches = Some(plan.data.len());
-            plan.resources.insert(plan.data.len());
-            plan.data.push(Data { name: "parameter `kustomize-patches`".into(), text, source: Source::Named });
+            let input = plan.inputs.add("parameter `kustomize-patches`", text, Source::Named);
+            plan.patches = Some(input);
+            plan.resources.insert(input);
         }
         let options = &application.parameters.kustomize;
         plan.changes |= !options.images.is_empty() || options.patches.is_some() || !options.components.is_empty();
@@ -156,13 +152,10 @@ impl Plan {
         &self.checkout
     }
 
-    pub fn data(&self) -> &[Data] {
-        &self.data
-    }
-
     /// See [`super::Plan::may_hold_more`].
     pub(super) fn may_hold_more(&self) -> bool {
-        let is_data = |path: &Path| self.data.iter().any(|data| matches!(&data.source, Source::InPlace(own) if own == path));
+        let is_data =
+            |path: &Path| self.inputs.iter().any(|(_, input)| matches!(&input.source, Source::InPlace(own) if own == path));
         !self.is_local || self.reached.iter().any(|dir| any_placeholder(&self.checkout, dir, is_data))
     }
 
@@ -234,7 +227,7 @@ impl Plan {
             return;
         }
         let changed = self.with_words(|_, _| As::Like);
-        let Ok(built) = self.build(&changed, targets, tools).await else {
+        let Ok(Rendered { text: built, .. }) = self.build(&changed, targets, tools).await else {
             // Something wants a real tag, or fails with any: all are asked for.
             self.changes = false;
             return;
@@ -245,7 +238,7 @@ impl Plan {
             let is_lost = |placeholder: &Placeholder| lost.contains(&word(placeholder));
             let other = self.with_words(|is_resource, own| if is_resource && is_lost(own) { As::Other } else { As::Like });
             // A chart may ask what only a real tag answers, such as whether it begins with `2`.
-            let is_same = !self.inflates && self.build(&other, targets, tools).await.is_ok_and(|other| other == built);
+            let is_same = !self.inflates && self.build(&other, targets, tools).await.is_ok_and(|other| other.text == built);
             if !is_same {
                 // Something of them is left: a hash, or a part.
                 survivors.extend(lost.into_iter().map(|word| (word, BTreeSet::new())));
@@ -254,13 +247,13 @@ impl Plan {
         self.survivors = Some(survivors);
     }
 
-    /// All texts with a word in the place of each placeholder, by their place among the data.
-    fn with_words(&mut self, pick: impl Fn(bool, &Placeholder) -> As) -> BTreeMap<usize, String> {
-        let mut changed = BTreeMap::new();
-        for (place, data) in self.data.iter().enumerate() {
-            let is_resource = self.resources.contains(&place);
-            let text = self.stand_ins.put(&data.text, data.is_raw(), |placeholder| Some(pick(is_resource, placeholder)));
-            changed.extend(text.map(|text| (place, text)));
+    /// All texts with a word in the place of each placeholder.
+    fn with_words(&mut self, pick: impl Fn(bool, &Placeholder) -> As) -> Substituted {
+        let mut changed = Substituted::new();
+        for (id, input) in self.inputs.iter() {
+            let is_resource = self.resources.contains(&id);
+            let text = self.stand_ins.put(&input.text, input.is_raw(), |placeholder| Some(pick(is_resource, placeholder)));
+            changed.extend(text.map(|text| (id, text)));
         }
         changed
     }
@@ -268,8 +261,8 @@ impl Plan {
     /// The words of the placeholders in resources.
     fn words(&self) -> BTreeSet<String> {
         let mut words = BTreeSet::new();
-        for data in self.resources.iter().map(|place| &self.data[*place]) {
-            let scan = if data.is_raw() { Scan::raw(&data.text) } else { Scan::of(&data.text).ok().flatten() };
+        for input in self.resources.iter().map(|id| &self.inputs[*id]) {
+            let scan = if input.is_raw() { Scan::raw(&input.text) } else { Scan::of(&input.text).ok().flatten() };
             words.extend(scan.iter().flat_map(|scan| &scan.placeholders).map(word));
         }
         words
@@ -277,13 +270,13 @@ impl Plan {
 
     /// Files with placeholders that generators read. Kustomize hashes them, and encodes those of Secrets, so that their placeholders
     /// must be gone before it runs.
-    fn generated(&self, dir: &Path, tree: &Tree<'_>) -> Result<Vec<Data>, RenderError> {
+    fn generated(&self, dir: &Path, tree: &Tree<'_>) -> Result<Vec<Input>, RenderError> {
         let lists = |entry: NodeId| {
             ["files", "envs"].into_iter().filter_map(move |list| tree.get(entry, list)).flat_map(|id| tree.items(id))
         };
         let generators = ["configMapGenerator", "secretGenerator"];
         let roots = tree.roots.iter().flat_map(|root| generators.iter().filter_map(|list| tree.get(*root, list)));
-        let mut found: Vec<Data> = Vec::new();
+        let mut found: Vec<Input> = Vec::new();
         for entry in roots.flat_map(|list| tree.items(list)) {
             let files = lists(*entry).copied().chain(tree.get(*entry, "env")).filter_map(|id| tree.text(id));
             for file in files.map(|file| file.split_once('=').map_or(file, |(_, path)| path)) {
@@ -302,8 +295,8 @@ impl Plan {
                 };
                 let at = dir.join(file);
                 let source = if is_text(&text) { Source::Text(at) } else { Source::InPlace(at) };
-                if text.contains("$(pin") && found.iter().all(|data| data.source != source) {
-                    found.push(Data { name: shown(&path), text, source });
+                if text.contains("$(pin") && found.iter().all(|input| input.source != source) {
+                    found.push(Input { name: shown(&path), text, source });
                 }
             }
         }
@@ -349,14 +342,13 @@ impl Plan {
     }
 
     /// See [`super::Plan::images`].
-    pub fn images(&self, scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Result<Repository, ImageNotFound>> {
+    pub fn images(&self, scans: &Scans<'_>) -> BTreeMap<PlaceholderId, Result<Repository, ImageNotFound>> {
         let mut found = BTreeMap::new();
-        for (data, scan) in scans.iter().enumerate() {
-            let Some(scan) = scan else { continue };
-            let is_resource = self.resources.contains(&data);
+        for (input, scan) in scans.iter() {
+            let is_resource = self.resources.contains(&input);
             let parents = scan.tree.parents();
             let images: BTreeSet<NodeId> = scan.tree.roots.iter().filter_map(|root| scan.tree.get(*root, "images")).collect();
-            for (index, placeholder) in scan.placeholders.iter().enumerate() {
+            for (id, placeholder) in scan.placeholders_of(input) {
                 let entry = parents[placeholder.scalar].and_then(|mapping| parents[mapping]);
                 let keys = if entry.is_some_and(|list| images.contains(&list)) { Siblings::Kustomize } else { Siblings::Values };
                 let here = || beside(&scan.tree, &parents, placeholder.scalar, keys);
@@ -376,22 +368,20 @@ impl Plan {
                         Some(images) => images.first().cloned().map_or_else(here, Ok),
                     },
                 };
-                found.insert((data, index), image);
+                found.insert(id, image);
             }
         }
         found
     }
 
     /// See [`super::Plan::renamed`].
-    pub fn renamed(&self, scans: &[Option<Scan<'_>>]) -> BTreeMap<Site, Repository> {
+    pub fn renamed(&self, scans: &Scans<'_>) -> BTreeMap<PlaceholderId, Repository> {
         let Some(survivors) = &self.survivors else { return BTreeMap::new() };
         let mut found = BTreeMap::new();
-        for data in &self.resources {
-            for (index, placeholder) in scans[*data].iter().flat_map(|scan| scan.placeholders.iter().enumerate()) {
-                let images = survivors.get(&word(placeholder));
-                if let Some(image) = images.filter(|images| images.len() == 1).and_then(BTreeSet::first) {
-                    found.insert((*data, index), image.clone());
-                }
+        for (id, placeholder) in scans.placeholders().filter(|(id, _)| self.resources.contains(&id.input)) {
+            let images = survivors.get(&word(placeholder));
+            if let Some(image) = images.filter(|images| images.len() == 1).and_then(BTreeSet::first) {
+                found.insert(id, image.clone());
             }
         }
         found
@@ -402,45 +392,36 @@ impl Plan {
     /// # Errors
     ///
     /// [`RenderError`].
-    pub async fn run(
-        &mut self,
-        changed: &BTreeMap<usize, String>,
-        targets: &Targets,
-        tools: &Tools,
-    ) -> Result<String, RenderError> {
+    pub async fn run(&self, changed: &Substituted, targets: &Targets, tools: &Tools) -> Result<Rendered, RenderError> {
         let mut changed = changed.clone();
+        let mut stand_ins = self.stand_ins.clone();
         // What is overridden must have the form of an image for that, and half a placeholder must not stay of it. What could not be
         // asked yet comes back behind Kustomize.
         let is_known = self.survivors.is_some();
         let is_behind = |placeholder: &Placeholder| matches!(before(&placeholder.before), Ok(Some(_)));
-        for place in &self.resources {
-            let data = &self.data[*place];
-            let text = changed.get(place).unwrap_or(&data.text);
+        for id in &self.resources {
+            let input = &self.inputs[*id];
+            let text = changed.get(id).unwrap_or(&input.text);
             let pick = |placeholder: &Placeholder| match is_known {
                 true => Some(As::Like),
                 false => is_behind(placeholder).then_some(As::Word),
             };
-            if let Some(text) = self.stand_ins.put(text, data.is_raw(), pick) {
-                changed.insert(*place, text);
+            if let Some(text) = stand_ins.put(text, input.is_raw(), pick) {
+                changed.insert(*id, text);
             }
         }
         let built = self.build(&changed, targets, tools).await?;
-        let restored = self.stand_ins.restore(built);
+        let restored = stand_ins.restore(built.text);
         if stand_ins::is_left(&restored) {
             let what = "a placeholder in a file of the kustomization stands in base64 where it cannot be resolved";
             let hint = Some("name the file in the kustomization's own `configMapGenerator` or `secretGenerator`".to_owned());
             return Err(RenderError::Invalid { what: what.to_owned(), hint });
         }
-        Ok(restored)
+        Ok(Rendered { text: restored, ..built })
     }
 
     /// Builds from substituted texts.
-    async fn build(
-        &mut self,
-        changed: &BTreeMap<usize, String>,
-        targets: &Targets,
-        tools: &Tools,
-    ) -> Result<String, RenderError> {
+    async fn build(&self, changed: &Substituted, targets: &Targets, tools: &Tools) -> Result<Rendered, RenderError> {
         let mut workspace = Workspace::create()?;
         let edits = self.edits(changed, targets)?;
         let substituted = self.patches.and_then(|place| changed.get(&place));
@@ -456,9 +437,8 @@ impl Plan {
         }
         let key = if writes { None } else { self.key(changed, &edits, tools, &workspace) };
         let recalled = key.and_then(|key| tools.render_cache.as_ref()?.get(&key));
-        self.is_recalled = recalled.is_some();
         if let Some(text) = recalled {
-            return Ok(text);
+            return Ok(Rendered { text, is_cached: true });
         }
         if is_copied {
             // Without load restrictions a kustomization may name any file of the checkout, and charts may stand anywhere.
@@ -468,8 +448,8 @@ impl Plan {
             for dir in &self.reached {
                 workspace.copy_linked(&self.checkout, dir)?;
             }
-            for (place, text) in changed {
-                if let Source::InPlace(path) | Source::Text(path) = &self.data[*place].source {
+            for (id, text) in changed {
+                if let Source::InPlace(path) | Source::Text(path) = &self.inputs[*id].source {
                     workspace.write(path, text)?;
                 }
             }
@@ -504,17 +484,11 @@ impl Plan {
         if let (Some(cache), Some(key)) = (&tools.render_cache, key) {
             cache.keep(key, &text);
         }
-        Ok(text)
+        Ok(Rendered { text, is_cached: false })
     }
 
     /// What the text is made from, if all of it is known.
-    fn key(
-        &self,
-        changed: &BTreeMap<usize, String>,
-        edits: &[Vec<OsString>],
-        tools: &Tools,
-        workspace: &Workspace,
-    ) -> Option<[u8; 32]> {
+    fn key(&self, changed: &Substituted, edits: &[Vec<OsString>], tools: &Tools, workspace: &Workspace) -> Option<[u8; 32]> {
         let patches = self.application.parameters.kustomize.patches.as_deref().unwrap_or_default();
         if !self.is_local || tools.render_cache.is_none() {
             return None;
@@ -523,9 +497,7 @@ impl Plan {
         edits.iter().for_each(|edit| key.add_words(edit.iter().map(OsString::as_os_str)));
         key.add_words(tools.kustomize_build_options.iter().map(OsStr::new));
         key.add(patches.as_bytes());
-        for (place, data) in self.data.iter().enumerate() {
-            key.add(changed.get(&place).unwrap_or(&data.text).as_bytes());
-        }
+        self.inputs.with(changed).for_each(|text| key.add(text.as_bytes()));
         Some(key.finish())
     }
 

@@ -163,7 +163,7 @@ impl Metrics {
         self.registry.register("helm_worker_renders", "Renders that a warm worker did", workers.renders.clone());
         self.registry.register(
             "helm_worker_lost",
-            "RenderScheduler that a process did because a worker could not",
+            "Renders that a process did because a worker could not",
             workers.again.clone(),
         );
     }
@@ -186,7 +186,7 @@ impl Metrics {
         self.stale.inc_by(generated.stale() as u64);
         // A directory has no tool whose text could be known.
         if generated.tool != "directory" {
-            self.hits.count(Layer::Text, generated.is_recalled);
+            self.hits.count(Layer::Text, generated.is_cached);
         }
     }
 

@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     fn generated() -> Generated {
-        Generated { manifests: String::new(), pins: Vec::new(), tool: "helm", notes: Vec::new(), is_recalled: false }
+        Generated { manifests: String::new(), pins: Vec::new(), tool: "helm", notes: Vec::new(), is_cached: false }
     }
 
     #[test]

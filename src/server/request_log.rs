@@ -60,7 +60,7 @@ impl<'a> RequestLog<'a> {
         let (tool, stale, unused, pins) = (generated.tool, generated.stale(), generated.unused(), generated.pins_text());
         let text = match tool {
             "directory" => "-",
-            _ if generated.is_recalled => "known",
+            _ if generated.is_cached => "known",
             _ => "new",
         };
         let (milliseconds, phases) = (phases::milliseconds(&parts), phases::text(&parts));

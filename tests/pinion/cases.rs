@@ -33,7 +33,7 @@ fn every_case_gives_what_is_expected() {
         return;
     }
     if !needs("helm-worker") {
-        eprintln!("both doors use `helm` then");
+        eprintln!("both modes use `helm` then");
     }
     let only = std::env::var("PINION_CASE").unwrap_or_default();
     let mut cases: Vec<PathBuf> = std::fs::read_dir(root().join("tests/cases"))
@@ -176,7 +176,7 @@ fn differs(ran: &Ran, served: &Result<String, tonic::Status>) -> Option<String> 
             let classic = plain(ran.clone().err().trim_start_matches("error: "));
             // A link that leads out is refused on arrival already.
             let is_same = told.ends_with(&classic) || told.contains("illegal filepath in symlink");
-            (!is_same).then(|| format!("the socket says: {told}\n--- the classic door: {classic}"))
+            (!is_same).then(|| format!("the socket says: {told}\n--- the per-render mode: {classic}"))
         }
         other => Some(format!("the socket answers otherwise: {other:?}")),
     }

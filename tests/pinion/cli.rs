@@ -244,6 +244,24 @@ async fn explain_tells_why_nothing_is_permitted() {
     assert!(ran.stderr.contains("-1 outside `~7`: 1.0.0") && ran.stderr.contains("0 permitted"), "{}", ran.stderr);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn generate_exits_3_where_nothing_is_wrong_but_that_no_tag_is_permitted() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0.0"]);
+    let run = |text: &str| {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("pod.yaml"), format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: x}}\nspec: {{{text}}}\n"))
+            .expect("written");
+        Driver::new(PROGRAM, &registry).within(dir.path()).run(["generate", "."])
+    };
+    let none = run("image: 'ghcr.io/acme/web:$(pin ~2)'");
+    assert_eq!((none.status, none.stdout.as_str()), (3, ""), "{}", none.stderr);
+    let both = run("image: 'ghcr.io/acme/web:$(pin ~2)', other: 'ghcr.io/acme/web:$(pin ~~1)'");
+    assert_eq!(both.status, 1, "a file is wrong, too: {}", both.stderr);
+    let gone = run("image: 'ghcr.io/acme/gone:$(pin ~2)'");
+    assert_eq!(gone.status, 1, "the registry has no such repository: {}", gone.stderr);
+}
+
 #[test]
 fn check_leaves_what_templates_write_to_the_render() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -159,7 +159,7 @@ async fn pings_are_answered_while_a_render_takes_its_time() {
 }
 
 /// The frames are written by hand: Argo CD up to 2.9 sends the socket's path as it is, which is no authority by any library here. It
-/// needs the classic door; the others' calls go on.
+/// needs the per-render mode; the others' calls go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn both_escaped_authorities_are_understood_and_the_raw_one_harms_nobody() {
     let fixture = Fixture::new().await;

@@ -64,7 +64,7 @@ fn in_yaml(text: &str) {
         only_escapes_go(&spliced, &unescape(spliced.clone()));
         read_alike(text, &spliced, &scan, tag);
     }
-    let scans = [Some(scan)];
+    let scans = [Some(scan)].into_iter().collect();
     for image in beside_each(&scans).into_values() {
         drop(image.map_err(|error| error.to_string() + &error.hint()));
     }

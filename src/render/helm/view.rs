@@ -8,7 +8,7 @@ use super::reads::Reads;
 use super::{Plan, ValueFile};
 use crate::image::Repository;
 use crate::placeholder::image::ImageNotFound;
-use crate::placeholder::{Scan, Site};
+use crate::placeholder::scans::{InputId, PlaceholderId, Scans};
 use crate::render::chart::{Chart, Values};
 use crate::render::{RenderError, Source, any_placeholder};
 use crate::values::Value;
@@ -21,8 +21,8 @@ impl Plan {
     /// # Errors
     ///
     /// When the values cannot be merged.
-    pub fn images(&self, scans: &[Option<Scan<'_>>]) -> Result<BTreeMap<Site, Result<Repository, ImageNotFound>>, RenderError> {
-        if scans.iter().all(Option::is_none) {
+    pub fn images(&self, scans: &Scans<'_>) -> Result<BTreeMap<PlaceholderId, Result<Repository, ImageNotFound>>, RenderError> {
+        if scans.is_empty() {
             return Ok(BTreeMap::new());
         }
         let mut images = self.view(scans)?.images();
@@ -38,7 +38,7 @@ impl Plan {
 
     /// Is a path below a list that only the chart's own defaults have? Helm would put a list of its own in that place.
     pub(in crate::render) fn replaces_list(&self, path: &str) -> bool {
-        let scans: Vec<Option<Scan<'_>>> = self.data.iter().map(|_| None).collect();
+        let scans = Scans::default();
         let (Ok(given), Ok(defaults)) = (self.given(&scans), self.defaults(&self.chart, &scans)) else { return false };
         let keys = Value::keys(path);
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
@@ -49,7 +49,7 @@ impl Plan {
     }
 
     /// The values that Helm will merge, without those of dependencies that are switched off.
-    fn view(&self, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
+    fn view(&self, scans: &Scans<'_>) -> Result<Value, RenderError> {
         let mut view = self.defaults(&self.chart, scans)?;
         view.merge(self.given(scans)?);
         // An item of a list leaves the others.
@@ -66,19 +66,18 @@ impl Plan {
     }
 
     /// The values that the application gives beside the chart's own.
-    fn given(&self, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
+    fn given(&self, scans: &Scans<'_>) -> Result<Value, RenderError> {
         let mut view = Value::Map(BTreeMap::new());
         for file in &self.value_files {
-            let (ValueFile::Local(data, _) | ValueFile::Fetched(data)) = file;
-            view.merge(self.read(*data, scans)?);
+            let (ValueFile::Local(input, _) | ValueFile::Fetched(input)) = file;
+            view.merge(self.read(*input, scans)?);
         }
-        if let Some(data) = self.inline {
-            view.merge(self.read(data, scans)?);
+        if let Some(input) = self.inline {
+            view.merge(self.read(input, scans)?);
         }
         for set in &self.sets {
-            let sites =
-                scans[set.data].iter().flat_map(|scan| (0..scan.placeholders.len()).map(|index| (set.data, index))).collect();
-            view.merge(Value::set(&set.name, &self.data[set.data].text, sites));
+            let sites = scans.get(set.input).into_iter().flat_map(|scan| scan.placeholders_of(set.input)).map(|(id, _)| id);
+            view.merge(Value::set(&set.name, &self.inputs[set.input].text, sites.collect()));
         }
         Ok(view)
     }
@@ -86,7 +85,7 @@ impl Plan {
     /// See [`super::Plan::reads_value`]. A value that is nowhere set counts as read where a template may name its path; a mapping or list
     /// is not read as a text, and what is a text has no fields.
     pub(in crate::render) fn reads_value(&self, path: &str) -> Option<bool> {
-        let scans: Vec<Option<Scan<'_>>> = self.data.iter().map(|_| None).collect();
+        let scans = Scans::default();
         let view = self.view(&scans).ok()?;
         let keys = Value::keys(path);
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
@@ -127,7 +126,8 @@ impl Plan {
 
     /// See [`super::Plan::may_hold_more`].
     pub(in crate::render) fn may_hold_more(&self) -> bool {
-        let is_data = |path: &Path| self.data.iter().any(|data| matches!(&data.source, Source::InPlace(own) if own == path));
+        let is_data =
+            |path: &Path| self.inputs.iter().any(|(_, input)| matches!(&input.source, Source::InPlace(own) if own == path));
         let is_packed = |path: &Path| path.extension().is_some_and(|end| end == "tgz");
         let mut has_archive = false;
         let listed = self.chart_at.files(self.chart_at.app(), ANY_DEPTH, &mut |path| has_archive |= is_packed(path));
@@ -135,13 +135,13 @@ impl Plan {
     }
 
     /// The defaults of a chart over those of its dependencies.
-    fn defaults(&self, chart: &Chart, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
+    fn defaults(&self, chart: &Chart, scans: &Scans<'_>) -> Result<Value, RenderError> {
         let mut view = Value::default();
         for dependency in &chart.dependencies {
             view.merge(self.defaults(dependency, scans)?.nested(&dependency.key));
         }
         match &chart.values {
-            Some(Values::Data(data)) => view.merge(self.read(*data, scans)?),
+            Some(Values::Input(input)) => view.merge(self.read(*input, scans)?),
             Some(Values::Packed(text)) => {
                 // What cannot be read here, Helm will complain about.
                 if let Ok(tree) = Tree::parse(text) {
@@ -153,16 +153,16 @@ impl Plan {
         Ok(view)
     }
 
-    fn read(&self, data: usize, scans: &[Option<Scan<'_>>]) -> Result<Value, RenderError> {
-        let mut sites: HashMap<NodeId, Vec<Site>> = HashMap::new();
-        if let Some(scan) = &scans[data] {
-            for (index, placeholder) in scan.placeholders.iter().enumerate() {
-                sites.entry(placeholder.scalar).or_default().push((data, index));
+    fn read(&self, input: InputId, scans: &Scans<'_>) -> Result<Value, RenderError> {
+        let mut sites: HashMap<NodeId, Vec<PlaceholderId>> = HashMap::new();
+        if let Some(scan) = scans.get(input) {
+            for (id, placeholder) in scan.placeholders_of(input) {
+                sites.entry(placeholder.scalar).or_default().push(id);
             }
             return Ok(Value::read(&scan.tree, &sites)?);
         }
-        let data = &self.data[data];
-        let tree = Tree::parse(&data.text).map_err(|source| RenderError::NotYaml { path: data.name.clone(), source })?;
+        let input = &self.inputs[input];
+        let tree = Tree::parse(&input.text).map_err(|source| RenderError::NotYaml { path: input.name.clone(), source })?;
         Ok(Value::read(&tree, &sites)?)
     }
 }

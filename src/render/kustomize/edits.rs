@@ -1,17 +1,17 @@
 //! What Argo CD changes of a kustomization before it is built (`util/kustomize/kustomize.go`), in its order.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::{NAMES, Plan};
 use crate::image::printable;
+use crate::placeholder::scans::Substituted;
 use crate::render::{RenderError, Targets, no_flag};
 use crate::workspace::{WorkspaceError, shown};
 
 impl Plan {
     /// The `kustomize edit` commands, in Argo CD's order; patches come before components.
-    pub(super) fn edits(&self, changed: &BTreeMap<usize, String>, targets: &Targets) -> Result<Vec<Vec<OsString>>, RenderError> {
+    pub(super) fn edits(&self, changed: &Substituted, targets: &Targets) -> Result<Vec<Vec<OsString>>, RenderError> {
         let options = &self.application.parameters.kustomize;
         let expand = |text: &str| self.application.expand(text);
         let mut edits: Vec<Vec<String>> = Vec::new();

@@ -43,7 +43,7 @@ pub enum As {
 }
 
 /// What gave way to a word.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Replaced {
     /// The placeholder as it was written.
     source: String,
@@ -53,7 +53,7 @@ struct Replaced {
 }
 
 /// All words that stand in the place of placeholders, with these.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct StandIns(BTreeMap<String, Replaced>);
 
 /// The words that were found, with the images that they stand behind or beside.
