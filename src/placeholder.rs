@@ -357,7 +357,7 @@ fn closing(text: &str) -> Result<usize, Mistake> {
             _ => {}
         }
     }
-    Err(Mistake::Unclosed)
+    Err(if quote.is_some() { WordsError::open_quote(text).into() } else { Mistake::Unclosed })
 }
 
 fn not_yaml(text: &str, at: usize, error: &YamlError) -> PlaceholderError {
@@ -436,7 +436,7 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_reported_with_their_place() {
-        let text = "a: x $(pin ~1\nb:\n  - $(pin ~1 --nope)\n  - {c: $(pin >=1, <2)}\n  - x $(pin~1)\n";
+        let text = "a: x $(pin ~1\nb:\n  - $(pin ~1 --nope)\n  - {c: $(pin >=1, <2)}\n  - x $(pin~1)\n  - $(pin \"~2)\n";
         let scan = Scan::of(text).expect("readable").expect("placeholders");
         let errors: Vec<String> = scan.errors.iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -446,6 +446,7 @@ mod tests {
                 "3:5: `$(pin ~1 --nope)`: unexpected argument `--nope` found",
                 "4:9: `$(pin >=1`: the placeholder is not closed: `)` is missing in this scalar",
                 "5:7: `$(pin~1)`: white space is missing behind `$(pin`",
+                "6:5: `$(pin \"~2)`: the quote `\"` before `~2)` is not closed",
             ]
         );
         assert!(scan.errors.iter().all(|error| error.hint().is_some()));

@@ -2,7 +2,8 @@
 //!
 //! One clap struct reads all three, so that there is one grammar, one help text and one set of errors.
 
-use clap::{Args, Parser};
+use clap::error::{ContextKind, ContextValue};
+use clap::{Args, CommandFactory, Parser};
 
 use crate::image::{ImageError, Repository, printable, split_tag};
 use crate::policy::{Notation, Policy, PolicyError, Settings};
@@ -46,11 +47,19 @@ pub enum PlaceholderSubject {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum WordsError {
     /// The words cannot be split as a shell splits them.
-    #[error("a quote is not closed")]
-    Quotes,
+    #[error("the quote {} before `{behind}` is not closed", marked(*.quote))]
+    Quotes {
+        quote: char,
+        /// The text behind it, made printable.
+        behind: String,
+    },
     /// A flag is unknown, misses its value or is given twice. The text is clap's own first line.
-    #[error("{0}")]
-    Flags(String),
+    #[error("{text}")]
+    Flags {
+        text: String,
+        /// The flag that was probably meant.
+        meant: Option<String>,
+    },
     #[error("two images are named: `{0}` and `{1}`")]
     TwoImages(String, String),
     #[error("`@{0}` takes no other words: image and policy are the rule's")]
@@ -64,16 +73,44 @@ pub enum WordsError {
 }
 
 impl WordsError {
+    /// The error for text whose quotes do not pair.
+    pub(super) fn open_quote(text: &str) -> Self {
+        let mut open = None;
+        let mut chars = text.char_indices();
+        while let Some((at, c)) = chars.next() {
+            match (open, c) {
+                (None, '\'' | '"') => open = Some((at, c)),
+                (None | Some((_, '"')), '\\') => drop(chars.next()),
+                (Some((_, quote)), c) if quote == c => open = None,
+                _ => {}
+            }
+        }
+        // Without an open quote, it is a `\` at the end that quotes nothing.
+        let (at, quote) = open.unwrap_or((text.len().saturating_sub(1), '\\'));
+        Self::Quotes { quote, behind: printable(text.get(at + 1..).unwrap_or_default().trim_end()) }
+    }
+
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Quotes => Some("close the quote, or escape it with `\\`".into()),
-            Self::Flags(_) => Some("`pinion resolve --help` lists the flags".into()),
+            Self::Quotes { quote, .. } => {
+                let quote = marked(*quote);
+                Some(format!(
+                    "write {quote} also at the end of the word, or remove it; a `\\` before it makes it part of the word"
+                ))
+            }
+            Self::Flags { meant: Some(flag), .. } => Some(format!("did you mean `{flag}`?")),
+            Self::Flags { meant: None, .. } => Some("`pinion resolve --help` lists the flags".into()),
             Self::Image(_) => Some("a word with `/` is read as an image".into()),
             Self::Policy(error) => error.hint(),
             Self::TwoImages(..) | Self::AliasWithWords(_) | Self::EmptyAlias => None,
         }
     }
+}
+
+/// A character as it stands in a message.
+fn marked(quote: char) -> String {
+    format!("`{quote}`")
 }
 
 impl Words {
@@ -89,15 +126,27 @@ impl Words {
             #[command(flatten)]
             words: Words,
         }
-        let words = shell_words::split(text).map_err(|_| WordsError::Quotes)?;
+        let words = shell_words::split(text).map_err(|_| WordsError::open_quote(text))?;
         let plain = |word: &String| !word.starts_with("--");
         if words.iter().all(plain) && !words.iter().any(|word| word.len() > 1 && word.starts_with('-')) {
             return Ok(Self { words, ..Self::default() });
         }
+        // `-allow-tags` is read as many flags of one letter.
+        let single = |word: &String| {
+            let name = word.strip_prefix('-').filter(|name| !name.starts_with('-'))?.split('=').next()?.to_owned();
+            let command = Placeholder::command();
+            let is_known = command.get_arguments().any(|flag| flag.get_long() == Some(&name));
+            is_known.then(|| format!("--{name}"))
+        };
+        let single = words.iter().find_map(single);
         Placeholder::try_parse_from(words).map(|parsed| parsed.words).map_err(|error| {
             let text = error.to_string();
             let first = text.lines().next().unwrap_or_default();
-            WordsError::Flags(first.trim_start_matches("error: ").replace('\'', "`"))
+            let meant = match error.get(ContextKind::SuggestedArg) {
+                Some(ContextValue::String(flag)) => Some(flag.clone()),
+                _ => single,
+            };
+            WordsError::Flags { text: first.trim_start_matches("error: ").replace('\'', "`"), meant }
         })
     }
 
@@ -199,7 +248,8 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         for (text, message) in [
-            ("'~1", "a quote is not closed"),
+            ("'~1", "the quote `'` before `~1` is not closed"),
+            ("'a b' \"~1 \\\" c", "the quote `\"` before `~1 \\\" c` is not closed"),
             ("~1 --allow", "unexpected argument `--allow` found"),
             ("~1 --allow-tags", "a value is required for `--allow-tags <REGEX>` but none was supplied"),
             ("a/b c/d", "two images are named: `a/b` and `c/d`"),
@@ -209,6 +259,14 @@ mod tests {
             ("ghcr.io/Acme/web ~1", "`ghcr.io/Acme/web` is not an image name: repository names are lower case"),
         ] {
             assert_eq!(spec(text).expect_err(text).to_string(), message, "{text}");
+        }
+        for (text, hint) in [
+            ("~1 --allow-tag ^v", "did you mean `--allow-tags`?"),
+            ("newest-build -allow-tags=^v", "did you mean `--allow-tags`?"),
+            ("~1 --nothing-like-it", "`pinion resolve --help` lists the flags"),
+            ("\"~2", "write `\"` also at the end of the word, or remove it; a `\\` before it makes it part of the word"),
+        ] {
+            assert_eq!(spec(text).expect_err(text).hint().as_deref(), Some(hint), "{text}");
         }
         assert!(matches!(spec("newest ~1"), Err(WordsError::Policy(_))));
         assert!(matches!(spec("latest"), Err(WordsError::Policy(_))));

@@ -14,6 +14,7 @@ use std::cmp::Ordering;
 use jiff::{SignedDuration, Timestamp};
 use semver::Version;
 
+use super::selection::NEAREST;
 use super::version::{self, Decimal};
 use super::{
     Candidate, Constraint, FilterReport, ImageBuild, NoMatch, Order, Policy, Selection, Step, Strategy, TagMetadata, filter,
@@ -145,7 +146,7 @@ impl Policy {
             }
             for reason in [Reason::Platform, Reason::Undated, Reason::Young] {
                 let suits = |e: &mut Entry| !self.ranks_by_date(e.candidate) || !self.judge(e.candidate, now).is(reason);
-                funnel.sift(&mut entries, || self.describe(reason), suits);
+                self.sift(&mut funnel, &mut entries, || self.describe(reason), suits);
             }
             for entry in &mut entries {
                 let created = || entry.candidate.facts.as_ref().and_then(|facts| self.created(facts));
@@ -159,13 +160,13 @@ impl Policy {
     }
 
     /// The steps that need nothing but names.
-    fn filter_names(&self, funnel: &mut FilterReport, entries: &mut Vec<Entry>, near_miss: &mut Option<String>) {
+    fn filter_names<'a>(&self, funnel: &mut FilterReport, entries: &mut Vec<Entry<'a>>, near_miss: &mut Option<String>) {
         let attached = || "attached to an image (signatures and the like)".to_owned();
-        funnel.sift(entries, attached, |e| !filter::is_attached(e.candidate.tag.as_str()));
+        self.sift(funnel, entries, attached, |e| !filter::is_attached(e.candidate.tag.as_str()));
         if let Some(pattern) = &self.allow {
             let before = entries.len();
             let unmatched = || format!("not matching `{}`", printable(pattern.text()));
-            funnel.sift(entries, unmatched, |e| pattern.is_match(e.candidate.tag.as_str()));
+            self.sift(funnel, entries, unmatched, |e| pattern.is_match(e.candidate.tag.as_str()));
             if before > 0 && entries.is_empty() && pattern.text().trim() != pattern.text() {
                 *near_miss =
                     Some("the pattern of allow-tags begins or ends with white space, which no tag has: remove it".to_owned());
@@ -177,10 +178,10 @@ impl Policy {
             let more = if self.ignore.len() > shown.len() { " or …" } else { "" };
             format!("ignored by {}{more}", shown.join(" or "))
         };
-        funnel.sift(entries, ignored, |e| !self.ignore.iter().any(|ignored| ignored.is_match(e.candidate.tag.as_str())));
+        self.sift(funnel, entries, ignored, |e| !self.ignore.iter().any(|ignored| ignored.is_match(e.candidate.tag.as_str())));
         if let (Some(template), Some(pattern)) = (&self.extract, &self.allow) {
             let empty = || format!("with an empty `{}`", printable(template.text()));
-            funnel.sift(entries, empty, |e| {
+            self.sift(funnel, entries, empty, |e| {
                 e.extracted = template.expand(pattern, e.candidate.tag.as_str()).filter(|text| !text.is_empty());
                 e.extracted.is_some()
             });
@@ -188,16 +189,16 @@ impl Policy {
     }
 
     /// Drops what the strategy can't rank or its constraint excludes.
-    fn apply_strategy(&self, funnel: &mut FilterReport, entries: &mut Vec<Entry>, near_miss: &mut Option<String>) {
+    fn apply_strategy<'a>(&self, funnel: &mut FilterReport, entries: &mut Vec<Entry<'a>>, near_miss: &mut Option<String>) {
         let before = entries.len();
         match &self.strategy {
             Strategy::Semver(constraint) => {
                 let unreadable = || "not readable as a version".to_owned();
-                let unversioned = funnel.sift(entries, unreadable, |e| {
+                let unversioned = self.sift(funnel, entries, unreadable, |e| {
                     version::parse(e.text()).map(|version| e.rank = Rank::Version(version)).is_some()
                 });
                 if before > 0 && entries.is_empty() && self.extract.is_none() {
-                    *near_miss = unversioned.iter().find_map(prefix_hint);
+                    *near_miss = unversioned.iter().find_map(|candidate| prefix_hint(&candidate.tag));
                 }
                 // The examples of the next step are then those nearest to winning.
                 entries.sort_by(|a, b| self.best_first(a, b));
@@ -205,16 +206,16 @@ impl Policy {
                 if !entries.iter().any(permits) {
                     *near_miss = near_miss.take().or_else(|| prerelease_hint(constraint, entries));
                 }
-                funnel.sift(entries, || format!("outside `{constraint}`"), |e| permits(e));
+                self.sift(funnel, entries, || format!("outside `{constraint}`"), |e| permits(e));
             }
             Strategy::Numerical(_) => {
                 let unreadable = || "not readable as a number".to_owned();
-                funnel.sift(entries, unreadable, |e| {
+                self.sift(funnel, entries, unreadable, |e| {
                     Decimal::parse(e.text()).map(|number| e.rank = Rank::Decimal(number)).is_some()
                 });
             }
             Strategy::Digest(tag) => {
-                funnel.sift(entries, || format!("other than `{tag}`"), |e| e.candidate.tag == *tag);
+                self.sift(funnel, entries, || format!("other than `{tag}`"), |e| e.candidate.tag == *tag);
             }
             Strategy::NewestBuild | Strategy::Alphabetical(_) => {}
         }
@@ -253,7 +254,8 @@ impl Policy {
         for reason in [Reason::Platform, Reason::Undated, Reason::Young] {
             let tags: Vec<&Tag> = rejected.iter().filter(|(other, _)| *other == reason).map(|&(_, tag)| tag).collect();
             if !tags.is_empty() {
-                let examples = tags.iter().take(EXAMPLES).map(|&tag| tag.clone()).collect();
+                let most = if winner.is_some() || !missing.is_empty() { EXAMPLES } else { NEAREST };
+                let examples = tags.iter().take(most).map(|&tag| tag.clone()).collect();
                 funnel.steps.push(Step { what: self.describe(reason), rejected: tags.len(), examples });
             }
         }
@@ -263,6 +265,54 @@ impl Policy {
             missing.extend(winner.iter().filter(undigested).map(|entry| entry.candidate.tag.clone()));
         }
         Outcome { funnel, winner, next, missing, near_miss }
+    }
+
+    /// Keeps the entries that `keep` accepts, counts the others as a step, and returns them. If none is left, the step shows those that
+    /// rank highest, for the message.
+    fn sift<'a>(
+        &self,
+        funnel: &mut FilterReport,
+        entries: &mut Vec<Entry<'a>>,
+        what: impl FnOnce() -> String,
+        mut keep: impl FnMut(&mut Entry) -> bool,
+    ) -> Vec<&'a Candidate> {
+        let mut rejected = Vec::new();
+        entries.retain_mut(|entry| {
+            let kept = keep(entry);
+            if !kept {
+                rejected.push(entry.candidate);
+            }
+            kept
+        });
+        if !rejected.is_empty() {
+            let examples = if entries.is_empty() {
+                self.best_of(&rejected)
+            } else {
+                rejected.iter().take(EXAMPLES).map(|candidate| candidate.tag.clone()).collect()
+            };
+            funnel.steps.push(Step { what: what(), rejected: rejected.len(), examples });
+        }
+        rejected
+    }
+
+    /// The tags that rank highest, whatever else is wrong with them. Those that the strategy cannot rank come last.
+    fn best_of(&self, candidates: &[&Candidate]) -> Vec<Tag> {
+        let (mut ranked, mut others) = (Vec::new(), Vec::new());
+        for &candidate in candidates {
+            let tag = candidate.tag.as_str();
+            let created = || candidate.facts.as_ref().and_then(|facts| self.created(facts));
+            let rank = match &self.strategy {
+                Strategy::Semver(_) => version::parse(tag).map(Rank::Version),
+                Strategy::Numerical(_) => Decimal::parse(tag).map(Rank::Decimal),
+                Strategy::NewestBuild => candidate.position.map(Rank::Position).or_else(|| created().map(Rank::Created)),
+                Strategy::Alphabetical(_) | Strategy::Digest(_) => Some(Rank::Text),
+            };
+            let list = if rank.is_some() { &mut ranked } else { &mut others };
+            list.push(Entry { candidate, extracted: None, rank: rank.unwrap_or(Rank::Text) });
+        }
+        ranked.sort_by(|a, b| self.best_first(a, b));
+        others.sort_by(|a, b| self.best_first(a, b));
+        ranked.iter().chain(&others).take(NEAREST).map(|entry| entry.candidate.tag.clone()).collect()
     }
 
     /// Is this candidate's time of building what it is ranked by?
@@ -325,31 +375,6 @@ impl Policy {
 impl Verdict {
     fn is(&self, reason: Reason) -> bool {
         matches!(self, Self::Rejected(other) if *other == reason)
-    }
-}
-
-impl FilterReport {
-    /// Keeps the entries that `keep` accepts and counts the others as a step; examples are the first of them, which are returned too.
-    fn sift(
-        &mut self,
-        entries: &mut Vec<Entry>,
-        what: impl FnOnce() -> String,
-        mut keep: impl FnMut(&mut Entry) -> bool,
-    ) -> Vec<Tag> {
-        let before = entries.len();
-        let mut examples = Vec::new();
-        entries.retain_mut(|entry| {
-            let kept = keep(entry);
-            if !kept && examples.len() < EXAMPLES {
-                examples.push(entry.candidate.tag.clone());
-            }
-            kept
-        });
-        let rejected = before - entries.len();
-        if rejected > 0 {
-            self.steps.push(Step { what: what(), rejected, examples: examples.clone() });
-        }
-        examples
     }
 }
 

@@ -62,13 +62,16 @@ pub struct FilterReport {
     pub by_position: bool,
 }
 
+/// How many tags an error names that came near.
+pub(super) const NEAREST: usize = 5;
+
 /// One step of a [`FilterReport`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Why the tags were rejected, to be read after their number: `outside ~1.4`.
     pub what: String,
     pub rejected: usize,
-    /// Up to three of them, those nearest to winning first.
+    /// Up to three of them, those nearest to winning first; up to five where this step left none.
     pub examples: Vec<Tag>,
 }
 
@@ -103,8 +106,24 @@ impl NoMatch {
         }
     }
 
-    /// What would permit a tag, if there is a near miss.
+    /// What would permit a tag, if there is a near miss; and the tags that came nearest, with the reason for each.
     pub fn hint(&self) -> Option<String> {
-        self.near_miss.clone()
+        let lines: Vec<String> = self.near_miss.iter().cloned().chain(self.nearest()).collect();
+        (!lines.is_empty()).then(|| lines.join("\n  "))
+    }
+
+    /// Tags that exist: those that got furthest first.
+    fn nearest(&self) -> Option<String> {
+        let mut left = NEAREST;
+        let mut groups = Vec::new();
+        for step in self.funnel.steps.iter().rev().filter(|_| self.missing.is_empty()) {
+            let tags: Vec<String> = step.examples.iter().take(left).map(|tag| format!("`{tag}`")).collect();
+            left -= tags.len();
+            if !tags.is_empty() {
+                groups.push(format!("{} ({})", tags.join(", "), step.what));
+            }
+        }
+        let rest = if self.funnel.total > NEAREST { ", …" } else { "" };
+        (!groups.is_empty()).then(|| format!("nearest of the tags that exist: {}{rest}", groups.join(", ")))
     }
 }

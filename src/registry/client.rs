@@ -398,6 +398,7 @@ async fn read_manifest(call: &Call, target: &ManifestRef, limits: &Limits) -> Re
     let mut request = call.get(&format!("manifests/{target}"), limits.manifest_bytes);
     request.accept = Some(ACCEPT);
     let separator = if matches!(target, ManifestRef::Tag(_)) { ':' } else { '@' };
+    let at = request.url.clone();
     let reply = call.require(request, RedirectPolicy::Other, format!("{}{separator}{target}", call.repository)).await?;
     let content_type = media_type(&reply);
     let digest = Digest::of(&reply.body);
@@ -411,7 +412,7 @@ async fn read_manifest(call: &Call, target: &ManifestRef, limits: &Limits) -> Re
     if !signed && stated.iter().chain(wanted).any(|other| *other != digest) {
         return Err(call.malformed(format!("the manifest `{target}` is not what its digest says")));
     }
-    Manifest::read(&reply.body, &content_type, digest).map_err(|text| call.malformed(text))
+    Manifest::read(&reply.body, &content_type, digest).map_err(|text| reply.web_page(&at).unwrap_or_else(|| call.malformed(text)))
 }
 
 /// The reply's media type, without parameters.

@@ -4,7 +4,10 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::CertificateError;
+
 use crate::egress::Refusal;
+use crate::egress::fetch::cause;
 
 /// What was underneath.
 pub type Cause = Arc<dyn Error + Send + Sync>;
@@ -47,6 +50,21 @@ pub enum RegistryError {
     /// The answer is not what the specification says, or not what its digest says.
     #[error("registry `{registry}` sent an unusable answer")]
     Malformed { registry: String, source: Cause },
+    /// A web page came instead of JSON, such as the login page of a proxy.
+    #[error("registry `{registry}` sent a web page{} instead of JSON: `{url}` answered {status}", titled(.title))]
+    WebPage {
+        registry: String,
+        /// What was asked, without its query.
+        url: String,
+        status: u16,
+        title: Option<String>,
+    },
+    /// The registry's port was asked over TLS, and it answered in plain HTTP.
+    #[error("registry `{registry}` answers without TLS at `https://{registry}`")]
+    PlainHttp { registry: String },
+    /// The registry's port was asked in plain HTTP, and it wants TLS.
+    #[error("registry `{registry}` wants TLS at `http://{registry}`")]
+    WantsTls { registry: String },
     /// The answer goes over one of our bounds.
     #[error("registry `{registry}` sent too much: more than {limit}")]
     TooLarge { registry: String, limit: String },
@@ -99,10 +117,42 @@ impl RegistryError {
                 format!("if it is meant, add `realms: [\"{realm}\"]` to the entry of `{registry}` in `registries.conf`")
             }
             Self::Redirected { .. } => "check `api_url` in `registries.conf`: it names the registry itself, with the right scheme".to_owned(),
-            Self::Tls { .. } => "name its authority with `ca_file` or `ca_data` in `registries.conf`".to_owned(),
+            Self::WebPage { .. } => {
+                "check `api_url` in `registries.conf`: it must lead to the registry itself, not to its web interface or to a proxy's \
+                 login page"
+                    .to_owned()
+            }
+            Self::PlainHttp { registry } => format!(
+                "if `{registry}` is to be asked without TLS, set `api_url: http://{registry}` in its entry in `registries.conf` \
+                 (`insecure: true` is not enough: it keeps TLS and skips the check of the certificate); otherwise use the port that has TLS"
+            ),
+            Self::WantsTls { registry } => format!("set `api_url: https://{registry}` in its entry in `registries.conf`"),
+            Self::Tls { source, .. } => tls_hint(&**source),
             Self::Unavailable { .. } | Self::Malformed { .. } | Self::TooLarge { .. } | Self::Credentials { .. } => return None,
         })
     }
+}
+
+/// The title of a web page, for a message.
+fn titled(title: &Option<String>) -> String {
+    title.as_ref().map(|title| format!(" (`{title}`)")).unwrap_or_default()
+}
+
+/// What to change where TLS fails.
+fn tls_hint(source: &(dyn Error + 'static)) -> String {
+    match cause::<rustls::Error>(source) {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. })) => {
+            "its certificate has expired: renew it, or check this machine's clock"
+        }
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => "its certificate is for another name: write a name of the certificate in `api_url` in `registries.conf`",
+        Some(rustls::Error::InvalidCertificate(_)) | None => {
+            "name its authority with `ca_file` or `ca_data` in `registries.conf`"
+        }
+        Some(_) => "check host and port of `api_url` in `registries.conf`: the server does not speak TLS as expected",
+    }
+    .to_owned()
 }
 
 #[cfg(test)]

@@ -47,7 +47,7 @@ const FAULTS: [(&str, Breaks, &str); 16] = [
     ),
     ("500", |r| r.fault_on(Route::Tags, When::Always, Fault::status(500)), "is unavailable: "),
     ("truncated JSON", |r| r.fault_on(Route::Tags, When::Always, Fault::Truncated), "registry `"),
-    ("garbage", |r| r.fault_on(Route::Tags, When::Always, Fault::garbage()), "sent an unusable answer: "),
+    ("garbage", |r| r.fault_on(Route::Tags, When::Always, Fault::garbage()), "sent a web page instead of JSON: "),
     ("huge JSON", |r| r.fault_on(Route::Tags, When::Always, Fault::EndlessBody), "sent too much: "),
     (
         "endless pages",

@@ -219,7 +219,7 @@ fn steps_tell_what_they_rejected() {
         r"no permitted tag: 11 tags, 1 attached to an image (signatures and the like), 2 not matching `^v?\d`, ".to_owned()
             + "2 ignored by `*-dev` or `regexp:^7`, 1 not readable as a version, 5 outside `~1.4`"
     );
-    assert_eq!(error.funnel.steps.last().expect("a step").examples, ["10.0.0", "2.0.0", "1.5.0"].map(tag));
+    assert_eq!(error.funnel.steps.last().expect("a step").examples, ["10.0.0", "2.0.0", "1.5.0", "1.3.0", "v1.2.3"].map(tag));
     assert_eq!(winner(&policy, &[]), "no permitted tag: there are no tags");
 }
 
@@ -248,8 +248,29 @@ fn near_misses_are_hinted_at() {
     assert!(text.contains("`regexp:^release-v(.+)$`"), "{text}");
     let spaced = with("semver", "", |settings| settings.allow_tags = Some("regexp: ^v".into()));
     assert!(hint(spaced, &["v1"]).expect("a hint").contains("white space"));
-    assert_eq!(hint(policy("semver", "~2"), &["1.0.0-rc1", "1.0.0"]), None);
+    let text = hint(policy("semver", "~2"), &["1.0.0-rc1", "1.0.0"]).expect("a hint");
+    assert_eq!(text, "nearest of the tags that exist: `1.0.0`, `1.0.0-rc1` (outside `~2`)");
     assert_eq!(hint(policy("semver", "~2"), &[]), None);
+}
+
+#[test]
+fn tags_that_exist_are_named_where_none_is_permitted() {
+    let hint =
+        |policy: Policy, candidates: &[Candidate]| policy.select(candidates, NOW).expect_err("none").hint().expect("a hint");
+    let tags = bare(&["latest", "1.0.0", "9.0.0", "10.0.0", "2.0.0"]);
+    let text = hint(policy("semver", "~3"), &tags);
+    let wanted = "`10.0.0`, `9.0.0`, `2.0.0`, `1.0.0` (outside `~3`), `latest` (not readable as a version)";
+    assert_eq!(text, format!("nearest of the tags that exist: {wanted}"));
+    // By the policy's order, also where the names alone do not suit.
+    let text = hint(with("semver", "", |settings| settings.allow_tags = Some("^v".into())), &tags);
+    assert_eq!(text, "nearest of the tags that exist: `10.0.0`, `9.0.0`, `2.0.0`, `1.0.0`, `latest` (not matching `^v`)");
+    let young = with("newest-build", "", |settings| settings.min_age = Some("2h".into()));
+    let text = hint(young, &[built("a", &["?@998"]), built("c", &["?@1000"]), built("b", &["?@999"])][1..]);
+    assert_eq!(text, "nearest of the tags that exist: `c`, `b` (younger than 2h)");
+    let many: Vec<String> = (0..20).map(|minor| format!("1.{minor}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let text = hint(policy("semver", "~2"), &bare(&many));
+    assert_eq!(text, "nearest of the tags that exist: `1.19`, `1.18`, `1.17`, `1.16`, `1.15` (outside `~2`), …");
 }
 
 #[test]

@@ -117,13 +117,17 @@ impl Call {
 
     /// Asks, and takes anything but a good answer for an error. `what` names the thing that 404 is about.
     pub async fn require(&self, request: Request, redirects: RedirectPolicy, what: String) -> Result<Reply, RegistryError> {
+        let at = request.url.clone();
         let reply = self.ask(request, redirects).await?;
-        if reply.status.is_success() { Ok(reply) } else { Err(self.refusal(&reply, what)) }
+        if reply.status.is_success() { Ok(reply) } else { Err(self.refusal(&reply, &at, what)) }
     }
 
     /// What a bad status means.
-    pub fn refusal(&self, reply: &Reply, what: String) -> RegistryError {
+    pub fn refusal(&self, reply: &Reply, at: &Url, what: String) -> RegistryError {
         let error = OciError::read(&reply.body);
+        if let Some(page) = reply.web_page(at).filter(|_| !matches!(reply.status.as_u16(), 401 | 403)) {
+            return page;
+        }
         match (reply.status.as_u16(), error) {
             (401 | 403, _) => self.session.denied(&self.repository),
             (404, Some(_)) => RegistryError::NotFound { what },

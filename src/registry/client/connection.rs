@@ -26,6 +26,9 @@ const ATTEMPTS: u32 = 3;
 /// Most that is read of an error's body, in bytes; it is for a message.
 const ERROR_BODY: usize = 64 << 10;
 
+/// How much of a body is looked at to tell what it is, in bytes.
+const PAGE_HEAD: usize = 4096;
+
 /// What is sent.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -54,6 +57,22 @@ pub struct Reply {
 }
 
 impl Reply {
+    /// The error for a web page; [`None`] if this is none. A server may well send one as JSON.
+    pub fn web_page(&self, at: &Url) -> Option<RegistryError> {
+        let text = String::from_utf8_lossy(&self.body[..self.body.len().min(PAGE_HEAD)]);
+        let start = text.trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
+        let is_page = ["<!doctype html", "<html"].iter().any(|tag| start.starts_with(tag));
+        let is_said =
+            || self.header("content-type").is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/html"));
+        if !(is_page || start.starts_with('<') && is_said()) {
+            return None;
+        }
+        let mut url = at.clone();
+        url.set_query(None);
+        let url = printable(url.as_str());
+        Some(RegistryError::WebPage { registry: authority(at), url, status: self.status.as_u16(), title: title(&text) })
+    }
+
     /// A header's text, if it is one.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
@@ -98,7 +117,7 @@ impl Connection {
     /// # Errors
     ///
     /// [`RegistryError::Limited`], [`RegistryError::Unavailable`], [`RegistryError::TooLarge`], [`RegistryError::HostRefused`],
-    /// [`RegistryError::Tls`]. A reply of any other status is a reply.
+    /// [`RegistryError::Tls`], [`RegistryError::PlainHttp`], [`RegistryError::WantsTls`]. A reply of any other status is a reply.
     pub async fn exchange(&self, request: &Request, deadline: Instant) -> Result<Reply, RegistryError> {
         let registry = authority(&request.url);
         let refused = |source| RegistryError::HostRefused { host: registry.clone(), source };
@@ -169,6 +188,9 @@ impl Connection {
             ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "asked"
         );
+        if status == StatusCode::BAD_REQUEST && request.url.scheme() == "http" && wants_tls(&body) {
+            return Err(RegistryError::WantsTls { registry: authority(&request.url) });
+        }
         Ok(Reply { status, headers, body })
     }
 
@@ -237,6 +259,25 @@ fn certificates(pem: &[u8]) -> Option<Vec<reqwest::Certificate>> {
     reqwest::Certificate::from_pem_bundle(pem).ok().filter(|all| !all.is_empty())
 }
 
+/// The title of a web page, in one line.
+fn title(html: &str) -> Option<String> {
+    // Lower case has the same length: only ASCII changes.
+    let lower = html.to_ascii_lowercase();
+    let open = lower.find("<title")?;
+    let from = open + lower[open..].find('>')? + 1;
+    let end = from + lower[from..].find("</title")?;
+    let words: Vec<&str> = html[from..end].split_whitespace().collect();
+    (!words.is_empty()).then(|| printable(&words.join(" ")))
+}
+
+/// Is this what servers answer who were asked in plain HTTP at a port with TLS? Go's, nginx's, and Apache's.
+fn wants_tls(body: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(&body[..body.len().min(PAGE_HEAD)]);
+    ["HTTP request to an HTTPS server", "HTTP request was sent to HTTPS port", "speaking plain HTTP to an SSL-enabled server"]
+        .iter()
+        .any(|words| text.contains(words))
+}
+
 /// Does this status pass by itself? The text says so.
 fn passing(status: StatusCode) -> Option<String> {
     let passes = matches!(status.as_u16(), 408 | 429) || (status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED);
@@ -284,7 +325,11 @@ fn classify(error: reqwest::Error, url: &Url) -> RegistryError {
     if let Some(&source) = cause::<Refusal>(&error) {
         return RegistryError::HostRefused { host: registry, source };
     }
-    if cause::<rustls::Error>(&error).is_some() {
+    if let Some(tls) = cause::<rustls::Error>(&error) {
+        // Text such as `HTTP/1.1 400` is no record of TLS.
+        if matches!(tls, rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) {
+            return RegistryError::PlainHttp { registry };
+        }
         return RegistryError::Tls { registry, source: Arc::new(error) };
     }
     RegistryError::Unavailable { registry, source: Arc::new(error) }

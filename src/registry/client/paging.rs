@@ -78,7 +78,7 @@ impl<'a> Pages<'a> {
     async fn read(mut self) -> Result<Option<Listing>, RegistryError> {
         let reply = self.request(&[], None).await?;
         if !reply.status.is_success() {
-            return Err(self.call.refusal(&reply, self.call.repository.clone()));
+            return Err(self.refusal(&reply));
         }
         let first = self.take(&reply)?;
         let whole = match first.next {
@@ -153,15 +153,21 @@ impl<'a> Pages<'a> {
         self.call.ask(request, RedirectPolicy::Other).await
     }
 
+    fn refusal(&self, reply: &Reply) -> RegistryError {
+        self.call.refusal(reply, &self.call.url("tags/list"), self.call.repository.clone())
+    }
+
     /// Adds a page to the list.
     fn take(&mut self, reply: &Reply) -> Result<Read, RegistryError> {
         if !reply.status.is_success() {
-            return Err(self.call.refusal(reply, self.call.repository.clone()));
+            return Err(self.refusal(reply));
         }
         let too_many = || self.call.too_large(format!("{} tags", self.limits.tags));
         let mut page = Page::read(&reply.body, self.limits.tags).map_err(|error| match error {
             PageError::TooMany => too_many(),
-            PageError::Malformed(text) => self.call.malformed(format!("a listing that is not one: {text}")),
+            PageError::Malformed(text) => reply
+                .web_page(&self.call.url("tags/list"))
+                .unwrap_or_else(|| self.call.malformed(format!("it is no list of tags: {text}"))),
         })?;
         let next = next(&reply.headers, &self.call.url("tags/list")).map_err(|text| self.call.malformed(text))?;
         let before = self.tags.len() + self.illegal.len();

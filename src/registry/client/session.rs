@@ -220,7 +220,9 @@ impl Session {
         let reply = at.exchange(&request, context.deadline).await?;
         let malformed = |text: String| RegistryError::Malformed { registry: authority(realm), source: Because::cause(text) };
         match reply.status.as_u16() {
-            200..=299 => Token::read(&reply.body).map_err(|text| malformed(text.to_owned())),
+            200..=299 => {
+                Token::read(&reply.body).map_err(|text| reply.web_page(realm).unwrap_or_else(|| malformed(text.to_owned())))
+            }
             401 | 403 => Err(self.denied(context.repository)),
             // What OAuth2 says of a refresh token that it doesn't know (RFC 6749 §5.2).
             400 if request.method == Method::POST => Err(self.denied(context.repository)),

@@ -105,7 +105,7 @@ async fn a_failing_token_service_is_no_wrong_password() {
         (Fault::status(429), |error| matches!(error, RegistryError::Limited { .. })),
         (Fault::too_many_requests("3600"), |error| matches!(error, RegistryError::Limited { retry_after: Some(_), .. })),
         (Fault::status(404), malformed),
-        (Fault::garbage(), malformed),
+        (Fault::garbage(), |error| matches!(error, RegistryError::WebPage { .. })),
         (Fault::status(401), denied),
         (Fault::EndlessBody, |error| matches!(error, RegistryError::TooLarge { .. })),
         (Fault::redirect("http://127.0.0.1:1/token"), |error| matches!(error, RegistryError::Redirected { .. })),

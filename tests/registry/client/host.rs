@@ -130,3 +130,30 @@ async fn an_authority_that_cannot_be_read_is_named() {
         );
     }
 }
+
+#[tokio::test]
+async fn https_to_a_port_without_tls_says_which_setting_is_wrong() {
+    let registry = FakeRegistry::start().await;
+    registry.tags("acme/web", ["1.0"]);
+    let host = registry.host();
+    let error = over_tls(registry.port(), "").await.expect_err("no TLS");
+    assert!(matches!(error, RegistryError::PlainHttp { .. }), "{}", shown(&error));
+    assert_eq!(error.to_string(), format!("registry `{host}` answers without TLS at `https://{host}`"));
+    let hint = error.hint().expect("a hint");
+    assert!(hint.contains(&format!("api_url: http://{host}")) && !hint.contains("ca_file"), "{hint}");
+}
+
+#[tokio::test]
+async fn http_to_a_port_with_tls_says_which_setting_is_wrong() {
+    for body in ["Client sent an HTTP request to an HTTPS server.\n", "<h1>400</h1>The plain HTTP request was sent to HTTPS port"]
+    {
+        let registry = FakeRegistry::start().await;
+        registry.fault(Fault::Status { status: 400, headers: Vec::new(), body: body.as_bytes().to_vec() });
+        let host = registry.host();
+        let error = tags(&client(&registry), &registry).await.expect_err("TLS is wanted");
+        assert!(matches!(error, RegistryError::WantsTls { .. }), "{}", shown(&error));
+        assert_eq!(error.to_string(), format!("registry `{host}` wants TLS at `http://{host}`"));
+        let hint = error.hint().expect("a hint");
+        assert!(hint.contains(&format!("api_url: https://{host}")), "{hint}");
+    }
+}

@@ -272,6 +272,34 @@ async fn an_unknown_repository_is_not_found() {
     let registry = FakeRegistry::start().await;
     let error = tags(&client(&registry), &registry).await.expect_err("unknown");
     assert!(matches!(&error, RegistryError::NotFound { what } if what.ends_with("/acme/web")), "{error}");
-    registry.fault(Fault::Status { status: 404, headers: Vec::new(), body: b"<html>no such page</html>".to_vec() });
+    registry.fault(Fault::Status { status: 404, headers: Vec::new(), body: b"no such page".to_vec() });
     assert!(malformed(&tags(&client(&registry), &registry).await.expect_err("no registry there")));
+}
+
+/// What a proxy that asks people to log in sends, whatever is asked for.
+#[tokio::test]
+async fn a_login_page_is_told_from_a_registry() {
+    let page = "\n<!DOCTYPE html><html><head><title>Sign in to\n  Acme</title></head><body>…</body></html>";
+    let header = |value: &str| vec![("content-type".to_owned(), value.to_owned())];
+    for (status, headers) in
+        [(200, header("text/html; charset=utf-8")), (200, Vec::new()), (404, header("text/html")), (502, header("text/html"))]
+    {
+        let registry = FakeRegistry::start().await;
+        registry.tags("acme/web", ["1.0"]);
+        registry.fault(Fault::Status { status, headers, body: page.as_bytes().to_vec() });
+        let error = tags(&client(&registry), &registry).await.expect_err("a page");
+        if status == 502 {
+            // A gateway's own page says no more than its status.
+            assert!(matches!(error, RegistryError::Unavailable { .. }), "{}", shown(&error));
+            continue;
+        }
+        let (host, url) = (registry.host(), registry.url());
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "registry `{host}` sent a web page (`Sign in to Acme`) instead of JSON: `{url}/v2/acme/web/tags/list` answered {status}"
+            )
+        );
+        assert!(error.hint().is_some_and(|hint| hint.contains("`api_url`")), "{}", shown(&error));
+    }
 }
