@@ -329,13 +329,13 @@ impl Store {
     }
 
     /// Tries at once to store everything, and waits for the outcome, but not longer than this. For the end of a process. Returns whether
-    /// everything is stored.
+    /// everything is stored; what the last pass gave up is not.
     pub async fn flush(&self, within: Duration) -> bool {
         let mut passes = self.shared.passes.subscribe();
         let until = {
             let mut pending = self.shared.lock();
             if pending.is_empty() && !pending.is_writing {
-                return true;
+                return passes.borrow_and_update().1;
             }
             pending.is_urgent = true;
             self.shared.has_work.notify_all();

@@ -52,9 +52,13 @@ impl Writer {
             if is_done {
                 self.copy_if_due();
             }
-            self.shared.lock().is_writing = false;
             pass += 1;
-            let _ = self.shared.passes.send_replace((pass, is_done));
+            {
+                // Under one lock, so that nobody sees the end of a pass without its outcome.
+                let mut pending = self.shared.lock();
+                pending.is_writing = false;
+                self.shared.passes.send_replace((pass, is_done));
+            }
             // Closing brings the log into the file, which nobody need wait for.
             if self.shared.lock().is_empty() {
                 self.database = None;
