@@ -3,7 +3,7 @@ SHELL := /bin/sh
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help build helm-worker demo test generate lint soak bench fuzz fuzz-sandbox tools deny clean
+.PHONY: help build helm-worker demo demo-registry test generate lint soak bench fuzz fuzz-sandbox tools deny clean
 
 # Seconds for each target of `make fuzz`. A full run is 600.
 FUZZ_SECONDS ?= 60
@@ -17,13 +17,19 @@ build: ## Build pinion for release: target/release/pinion
 helm-worker: ## Build Helm as a warm worker, where Go is: .tools/bin/helm-worker
 	scripts/tools helm-worker
 
-demo: ## Render the examples against a registry in this process, push newer tags, render again
-	scripts/tools helm kustomize
-	cargo build --locked --bin pinion --example demo
-	cargo run --quiet --locked --example demo
+demo: ## Render the examples, push newer tags, stop the registry: what Pinion does, in a minute
+	@scripts/tools helm kustomize
+	@scripts/build-demo
+	@target/debug/examples/demo
+
+demo-registry: ## Run the demo's registry, to try pinion by hand: see the tour in README.md
+	@scripts/tools helm kustomize
+	@scripts/build-demo
+	@target/debug/examples/demo serve
 
 test: tools lint ## Everything that CI checks
 	cargo test --locked
+	target/debug/examples/demo >target/demo.txt && ! grep -E '.{101}' target/demo.txt
 	cd helm-worker && PATH="$$PATH:$(CURDIR)/.tools/go/go/bin" CGO_ENABLED=0 go test ./...
 
 generate: ## Write plugin.yaml, the chart's copy and docs/parameters.md from the table of parameters
