@@ -18,8 +18,11 @@ use table::{Table, WIDTH, short, wrap};
 /// The environments of each example, with what its tables call them.
 const ENVIRONMENTS: [(&str, &str); 2] = [("dev", "development"), ("prd", "production")];
 
-/// Where each application says which tags are permitted: a file of the example, and a part of the line.
-const WRITTEN: [(&str, &str, &[(&str, &str)]); 12] = [
+/// Lines of an example: the file, and a part of the line.
+type Lines = &'static [(&'static str, &'static str)];
+
+/// Where each application says which tags are permitted.
+const WRITTEN: [(&str, &str, Lines); 12] = [
     ("chat-api", "dev", &[("clusters/dev/chat-values.yaml", "$(pin")]),
     ("chat-api", "prd", &[("clusters/prd/chat-values.yaml", "$(pin")]),
     ("example-api", "dev", &[("values-dev.yaml", "$(pin")]),
