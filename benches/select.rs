@@ -41,7 +41,7 @@ fn strategies() {
         "digest latest",
     ] {
         let policy = policy(words);
-        let select = || policy.select(black_box(&tags), now).unwrap_or_else(|error| panic!("{words}: {error}"));
+        let select = || policy.choose(black_box(&tags), now).unwrap_or_else(|error| panic!("{words}: {error}"));
         let median = median_of(ROUNDS, || time(select));
         rows.push([words.to_owned(), ms(median), per(median, TAGS), select().tag.to_string()]);
     }
@@ -104,7 +104,7 @@ fn constraint() {
         let settings = Settings { constraint: Some(text.to_owned()), ..Settings::default() };
         let parse = || Policy::parse(black_box(&settings), Notation::Placeholder).expect("a policy");
         let parsing = median_of(ROUNDS, || time(|| (0..TIMES).for_each(|_| drop(black_box(parse())))));
-        let both = median_of(ROUNDS, || time(|| (0..TIMES).for_each(|_| drop(black_box(parse().select(&tags, now))))));
+        let both = median_of(ROUNDS, || time(|| (0..TIMES).for_each(|_| drop(black_box(parse().choose(&tags, now))))));
         rows.push([text.to_owned(), per(parsing, TIMES), per(both, TIMES)]);
     }
     table("A constraint", &rows);

@@ -1,8 +1,8 @@
 //! How to choose one tag of a repository: which tags are permitted, and which of them is the newest.
 //!
 //! [`Settings`] (the texts of a placeholder or a rule) become a checked [`Policy`], which chooses among [`Candidate`]s. All of it is pure:
-//! whoever calls lists the tags, fetches the facts about those that [`Policy::missing_metadata`] names, and tells the time. The outcome depends on
-//! nothing else, not even on the order of the tags.
+//! the caller lists the tags, fetches the metadata that [`Policy::choose`] needs, and tells the time. The outcome depends on nothing else,
+//! not even on the order of the tags.
 //!
 //! Meanings are those of Argo CD Image Updater 1.3 (strategies, constraints, filters) and Flux (`extract`, `numerical`), see `constraint`,
 //! `version` and `filter` for the grammars.
@@ -26,7 +26,7 @@ use filter::{Glob, Ignored, Pattern, Template};
 pub use constraint::{Constraint, ConstraintError};
 pub use error::PolicyError;
 pub use filter::{GlobError, PatternError, TemplateError};
-pub use selection::{Candidate, FilterReport, ImageBuild, NoMatch, Selection, Step, TagMetadata};
+pub use selection::{Candidate, FilterReport, ImageBuild, NoMatch, NoSelection, Selection, Step, TagMetadata};
 pub use settings::Settings;
 pub use version::parse as read_version;
 

@@ -442,6 +442,10 @@ impl Inner {
         let name = || question.name();
         let choice = chosen.map_err(|error| match error {
             NotChosen::NoMatch(source) => ResolveError::NoMatch { question: name(), source },
+            NotChosen::Incomplete(tag) => {
+                tracing::error!(question = name(), %tag, "the metadata that was fetched lacks what the policy needs");
+                ResolveError::Broken { question: name() }
+            }
             NotChosen::TooManyTags => ResolveError::TooManyTags { question: name() },
             NotChosen::Missing(LookupError::Registry(source)) => ResolveError::Registry { question: name(), source },
             NotChosen::Missing(LookupError::NotKnown | LookupError::Gone) => ResolveError::Broken { question: name() },

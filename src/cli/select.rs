@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::image::{Digest, Platform, Tag, printable};
 use crate::pin::{Pinned, SelectionReport};
 use crate::placeholder::words::{PlaceholderSubject, Spec, Words};
-use crate::policy::{Candidate, ImageBuild, Policy, TagMetadata};
+use crate::policy::{Candidate, ImageBuild, NoSelection, Policy, TagMetadata};
 
 /// Longest input, in bytes.
 const MAX_INPUT: u64 = 256 * 1024 * 1024;
@@ -70,9 +70,9 @@ impl Arguments {
     pub fn run(self) -> anyhow::Result<Outcome> {
         let policy = policy(self.words)?;
         let candidates = read(std::io::stdin().lock())?;
-        let selection = match policy.select(&candidates, Timestamp::now()) {
+        let selection = match policy.choose(&candidates, Timestamp::now()) {
             Ok(selection) => selection,
-            Err(no_match) if no_match.missing.is_empty() => {
+            Err(NoSelection::NoMatch(no_match)) => {
                 let considered = SelectionReport::from(&no_match.funnel);
                 if self.explain {
                     eprintln!("{policy}\n{considered}");
@@ -88,9 +88,9 @@ impl Arguments {
                 eprintln!("error: {}", Failure::new("", &no_match, no_match.hint()));
                 return Ok(Outcome::NoPermittedTag);
             }
-            Err(no_match) => {
+            Err(needs @ NoSelection::NeedsMetadata(_)) => {
                 let hint = "give it as JSON: `{\"tag\": \"…\", \"created\": \"2026-01-31T12:00:00Z\", \"digest\": \"sha256:…\", \"platform\": \"linux/amd64\"}`";
-                anyhow::bail!("{}", Failure::new("standard input", &no_match, Some(hint.into())));
+                anyhow::bail!("{}", Failure::new("standard input", &needs, Some(hint.into())));
             }
         };
         let considered = SelectionReport::from(&selection.funnel);

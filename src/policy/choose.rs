@@ -1,4 +1,4 @@
-//! Choosing: [`Policy::missing_metadata`] and [`Policy::select`].
+//! Choosing: [`Policy::choose`].
 //!
 //! ```text
 //! candidates ─▶ attachments ─▶ allow-tags ─▶ ignore-tags ─▶ extract ─▶ strategy ─▶ rank ─▶ platform, date, age ─▶ winner
@@ -17,7 +17,8 @@ use semver::Version;
 use super::selection::NEAREST;
 use super::version::{self, Decimal};
 use super::{
-    Candidate, Constraint, FilterReport, ImageBuild, NoMatch, Order, Policy, Selection, Step, Strategy, TagMetadata, filter,
+    Candidate, Constraint, FilterReport, ImageBuild, NoMatch, NoSelection, Order, Policy, Selection, Step, Strategy, TagMetadata,
+    filter,
 };
 use crate::image::{Platform, Tag, printable};
 
@@ -95,41 +96,35 @@ struct Outcome<'a> {
 }
 
 impl Policy {
-    /// Tags whose facts must be known before [`Policy::select`] can decide; none: it can decide now.
+    /// Chooses the best permitted tag, or says what must be known first.
     ///
-    /// Call this, fetch the facts, and call it again until it names none. A tag is named again if its facts hold no digest and the pin
-    /// needs one: if a round brought nothing new, stop, and `select` says what is missing.
-    pub fn missing_metadata(&self, candidates: &[Candidate], now: Timestamp) -> Vec<Tag> {
-        self.choose(candidates, now).missing
-    }
-
-    /// Picks the best permitted tag.
-    ///
-    /// The outcome is the same for any order of the candidates, and tags that stand there twice count once. Of equal rank, the tag that
+    /// The outcome is the same for any order of the candidates, and tags that are listed twice count once. Of equal rank, the tag that
     /// is greatest by bytes wins.
     ///
     /// # Errors
     ///
-    /// [`NoMatch`] counts what each step rejected, or names the tags whose facts are missing.
-    pub fn select(&self, candidates: &[Candidate], now: Timestamp) -> Result<Selection, NoMatch> {
-        let Outcome { funnel, winner, next, missing, near_miss } = self.choose(candidates, now);
-        match winner {
-            Some(Entry { candidate, extracted, .. }) if missing.is_empty() => {
-                let facts = candidate.facts.as_ref();
-                Ok(Selection {
-                    tag: candidate.tag.clone(),
-                    digest: facts.and_then(|facts| facts.digest.clone()),
-                    created: facts.and_then(|facts| self.created(facts)),
-                    extracted,
-                    funnel,
-                    next: next.cloned(),
-                })
-            }
-            _ => Err(NoMatch { funnel, missing, near_miss }),
+    /// [`NoSelection::NeedsMetadata`] names tags: fetch their metadata and call again. A tag is named again if its metadata holds no
+    /// digest and the pin needs one, so stop when a round brought nothing new. [`NoSelection::NoMatch`] counts what each step rejected.
+    pub fn choose(&self, candidates: &[Candidate], now: Timestamp) -> Result<Selection, NoSelection> {
+        let Outcome { funnel, winner, next, missing, near_miss } = self.evaluate(candidates, now);
+        if !missing.is_empty() {
+            return Err(NoSelection::NeedsMetadata(missing));
         }
+        let Some(Entry { candidate, extracted, .. }) = winner else {
+            return Err(NoSelection::NoMatch(NoMatch { funnel, near_miss }));
+        };
+        let facts = candidate.facts.as_ref();
+        Ok(Selection {
+            tag: candidate.tag.clone(),
+            digest: facts.and_then(|facts| facts.digest.clone()),
+            created: facts.and_then(|facts| self.created(facts)),
+            extracted,
+            funnel,
+            next: next.cloned(),
+        })
     }
 
-    fn choose<'a>(&self, candidates: &'a [Candidate], now: Timestamp) -> Outcome<'a> {
+    fn evaluate<'a>(&self, candidates: &'a [Candidate], now: Timestamp) -> Outcome<'a> {
         let mut funnel = FilterReport::default();
         let mut near_miss = None;
         let mut entries = distinct(candidates);

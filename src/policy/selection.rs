@@ -87,25 +87,32 @@ impl fmt::Display for FilterReport {
     }
 }
 
-/// Why nothing was chosen: no tag is permitted, or it can't be told yet.
+/// Why nothing was chosen.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", self.message())]
+pub enum NoSelection {
+    /// The metadata of these tags must be known first. There is at least one.
+    #[error("nothing is known about {}", names(.0))]
+    NeedsMetadata(Vec<Tag>),
+    #[error(transparent)]
+    NoMatch(NoMatch),
+}
+
+fn names(tags: &[Tag]) -> String {
+    match tags {
+        [first, _, ..] => format!("{} tags, such as `{first}`", tags.len()),
+        _ => tags.iter().map(|tag| format!("`{tag}`")).collect(),
+    }
+}
+
+/// The tags are known, and none is permitted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no permitted tag: {funnel}")]
 pub struct NoMatch {
     pub funnel: FilterReport,
-    /// Tags whose facts are needed first: the caller did not honour [`Policy::missing_metadata`](super::Policy::missing_metadata), or could not.
-    pub missing: Vec<Tag>,
     pub(super) near_miss: Option<String>,
 }
 
 impl NoMatch {
-    fn message(&self) -> String {
-        match self.missing.as_slice() {
-            [] => format!("no permitted tag: {}", self.funnel),
-            [one] => format!("nothing is known about `{one}`"),
-            [first, ..] => format!("nothing is known about {} tags, such as `{first}`", self.missing.len()),
-        }
-    }
-
     /// What would permit a tag, if there is a near miss; and the tags that came nearest, with the reason for each.
     pub fn hint(&self) -> Option<String> {
         let lines: Vec<String> = self.near_miss.iter().cloned().chain(self.nearest()).collect();
@@ -116,7 +123,7 @@ impl NoMatch {
     fn nearest(&self) -> Option<String> {
         let mut left = NEAREST;
         let mut groups = Vec::new();
-        for step in self.funnel.steps.iter().rev().filter(|_| self.missing.is_empty()) {
+        for step in self.funnel.steps.iter().rev() {
             let tags: Vec<String> = step.examples.iter().take(left).map(|tag| format!("`{tag}`")).collect();
             left -= tags.len();
             if !tags.is_empty() {

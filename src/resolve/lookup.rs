@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{AT_ONCE, Question};
 use crate::image::{Platform, Tag};
-use crate::policy::{Candidate, ImageBuild, NoMatch, Policy, Selection, Strategy, TagMetadata};
+use crate::policy::{Candidate, ImageBuild, NoMatch, NoSelection, Policy, Selection, Strategy, TagMetadata};
 use crate::registry::{Blob, Content, ImageConfig, Listed, Listing, LookupError, Manifest, ManifestRef, Mode, RepositoryHandle};
 
 /// Tags that take long enough to be worth a line in the log.
@@ -28,6 +28,8 @@ pub enum NotChosen {
     Missing(LookupError),
     /// The tags are known, and none is permitted.
     NoMatch(NoMatch),
+    /// The metadata of this tag was fetched and still lacks what the policy needs: a defect.
+    Incomplete(Tag),
     /// The questions of one render look at too many tags together.
     TooManyTags,
 }
@@ -68,34 +70,34 @@ impl Lookup<'_> {
         let policy = Arc::new(policy);
         let _place = if count >= LARGE && self.mode == Mode::Recall { Some(self.handle.recall_place().await) } else { None };
         loop {
-            let wanted;
-            (candidates, wanted) = self.evaluate(&policy, candidates, Policy::missing_metadata).await;
+            let outcome;
+            (candidates, outcome) = self.evaluate(&policy, candidates).await;
+            let wanted = match outcome {
+                Ok(selection) => return Ok((selection, listing.at)),
+                Err(NoSelection::NoMatch(no_match)) => return Err(NotChosen::NoMatch(no_match)),
+                Err(NoSelection::NeedsMetadata(tags)) => tags,
+            };
             if wanted.len() > MANY && self.mode == Mode::Ask {
                 tracing::info!(repository = %self.question.repository, tags = wanted.len(), "looking into many tags");
             }
-            let is_last = wanted.is_empty() || {
-                let lookups: Vec<_> = wanted.into_iter().map(|tag| self.looked_up(&policy, is_ordered, tag)).collect();
-                let found: Vec<(Tag, Option<TagMetadata>)> =
-                    stream::iter(lookups).buffer_unordered(AT_ONCE).try_collect().await?;
-                !fill(&mut candidates, found)
-            };
-            if is_last {
-                let (_, selection) = self.evaluate(&policy, candidates, Policy::select).await;
-                return Ok((selection.map_err(NotChosen::NoMatch)?, listing.at));
+            let first = wanted[0].clone();
+            let lookups: Vec<_> = wanted.into_iter().map(|tag| self.looked_up(&policy, is_ordered, tag)).collect();
+            let found: Vec<(Tag, Option<TagMetadata>)> = stream::iter(lookups).buffer_unordered(AT_ONCE).try_collect().await?;
+            if !fill(&mut candidates, found) {
+                return Err(NotChosen::Incomplete(first));
             }
         }
     }
 
     /// Evaluates a policy over candidates: many of them on a thread where nobody waits, since it takes a processor for some time.
-    async fn evaluate<T: Send + 'static>(
+    async fn evaluate(
         &self,
         policy: &Arc<Policy>,
         candidates: Vec<Candidate>,
-        work: fn(&Policy, &[Candidate], Timestamp) -> T,
-    ) -> (Vec<Candidate>, T) {
+    ) -> (Vec<Candidate>, Result<Selection, NoSelection>) {
         let (policy, now) = (Arc::clone(policy), self.now);
         let evaluate = move || {
-            let outcome = work(&policy, &candidates, now);
+            let outcome = policy.choose(&candidates, now);
             (candidates, outcome)
         };
         if self.tags.load(Ordering::Relaxed) < LARGE {

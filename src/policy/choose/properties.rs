@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::tests::{NOW, built, with};
-use super::{Candidate, EXAMPLES, NEAREST, Policy, Selection, Step};
+use super::{Candidate, EXAMPLES, NEAREST, NoSelection, Policy, Selection, Step};
 use crate::image::{Digest, Tag};
 
 const STRATEGIES: [(&str, &str); 9] = [
@@ -64,16 +64,16 @@ fn any_candidates() -> impl Strategy<Value = Vec<Candidate>> {
 proptest! {
     #[test]
     fn the_outcome_does_not_depend_on_the_order(policy in any_policy(), candidates in any_candidates(), seed: u64, again in 0usize..4) {
-        let expected = policy.select(&candidates, NOW);
+        let expected = policy.choose(&candidates, NOW);
         let mut shuffled: Vec<Candidate> = candidates.iter().chain(candidates.iter().take(again)).cloned().collect();
         shuffled.sort_by_key(|candidate| Digest::of(format!("{seed}{}", candidate.tag).as_bytes()));
-        prop_assert_eq!(policy.select(&shuffled, NOW), expected);
+        prop_assert_eq!(policy.choose(&shuffled, NOW), expected);
     }
 
     #[test]
     fn the_order_is_total(policy in any_policy(), candidates in any_candidates()) {
-        let permitted: Vec<&Candidate> = candidates.iter().filter(|c| policy.select(std::slice::from_ref(*c), NOW).is_ok()).collect();
-        let better = |a: &Candidate, b: &Candidate| policy.select(&[a.clone(), b.clone()], NOW).expect("both are permitted").tag;
+        let permitted: Vec<&Candidate> = candidates.iter().filter(|c| policy.choose(std::slice::from_ref(*c), NOW).is_ok()).collect();
+        let better = |a: &Candidate, b: &Candidate| policy.choose(&[a.clone(), b.clone()], NOW).expect("both are permitted").tag;
         for a in &permitted {
             for b in &permitted {
                 prop_assert_eq!(better(a, b), better(b, a));
@@ -85,23 +85,23 @@ proptest! {
             }
         }
         let best = permitted.iter().copied().reduce(|a, b| if better(a, b) == a.tag { a } else { b }).map(|best| &best.tag);
-        let selected = policy.select(&candidates, NOW).ok().map(|selection| selection.tag);
+        let selected = policy.choose(&candidates, NOW).ok().map(|selection| selection.tag);
         prop_assert_eq!(selected.as_ref(), best);
     }
 
     #[test]
     fn the_winner_satisfies_the_policy_alone_and_the_funnel_adds_up(policy in any_policy(), candidates in any_candidates()) {
-        let funnel = match policy.select(&candidates, NOW) {
+        let funnel = match policy.choose(&candidates, NOW) {
             Ok(selection) => {
                 let alone: Vec<Candidate> = candidates.iter().filter(|c| c.tag == selection.tag).cloned().collect();
-                prop_assert_eq!(policy.select(&alone, NOW).map(|s| (s.tag, s.digest, s.created, s.extracted)),
+                prop_assert_eq!(policy.choose(&alone, NOW).map(|s| (s.tag, s.digest, s.created, s.extracted)),
                     Ok((selection.tag, selection.digest, selection.created, selection.extracted)));
                 prop_assert!(selection.funnel.permitted > 0);
                 prop_assert!(selection.next.is_none() || selection.funnel.permitted > 1);
             selection.funnel
             }
-            Err(error) => {
-                prop_assert_eq!(&error.missing, &[]);
+            Err(NoSelection::NeedsMetadata(tags)) => return Err(TestCaseError::fail(format!("all is known, but {tags:?}"))),
+            Err(NoSelection::NoMatch(error)) => {
                 prop_assert_eq!(error.funnel.permitted, 0);
                 error.funnel
             }
@@ -118,17 +118,13 @@ proptest! {
     fn asking_late_changes_nothing(policy in any_policy(), candidates in any_candidates()) {
         let mut known: Vec<Candidate> = candidates.iter().map(|c| Candidate { facts: None, ..c.clone() }).collect();
         for _ in 0..=candidates.len() {
-            let wanted = policy.missing_metadata(&known, NOW);
-            if wanted.is_empty() {
-                break;
-            }
-            prop_assert!(policy.select(&known, NOW).is_err_and(|error| error.missing == wanted));
+            let Err(NoSelection::NeedsMetadata(wanted)) = policy.choose(&known, NOW) else { break };
             for (known, full) in known.iter_mut().zip(&candidates).filter(|(known, _)| wanted.contains(&known.tag)) {
                 prop_assert!(known.facts.is_none(), "asked twice about {}", known.tag);
                 known.clone_from(full);
             }
         }
         let choice = |selection: Selection| (selection.tag, selection.extracted);
-        prop_assert_eq!(policy.select(&known, NOW).map(choice).ok(), policy.select(&candidates, NOW).map(choice).ok());
+        prop_assert_eq!(policy.choose(&known, NOW).map(choice).ok(), policy.choose(&candidates, NOW).map(choice).ok());
     }
 }

@@ -44,8 +44,24 @@ fn listed(candidates: Vec<Candidate>) -> Vec<Candidate> {
     (0..).zip(candidates).map(at).collect()
 }
 
+/// The tags whose metadata is needed first.
+fn needs(policy: &Policy, candidates: &[Candidate]) -> Vec<Tag> {
+    match policy.choose(candidates, NOW) {
+        Err(NoSelection::NeedsMetadata(tags)) => tags,
+        Ok(_) | Err(NoSelection::NoMatch(_)) => Vec::new(),
+    }
+}
+
+#[track_caller]
+fn no_match(policy: &Policy, candidates: &[Candidate]) -> NoMatch {
+    match policy.choose(candidates, NOW) {
+        Err(NoSelection::NoMatch(no_match)) => no_match,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn winner(policy: &Policy, candidates: &[Candidate]) -> String {
-    policy.select(candidates, NOW).map_or_else(|error| error.to_string(), |selection| selection.tag.to_string())
+    policy.choose(candidates, NOW).map_or_else(|error| error.to_string(), |selection| selection.tag.to_string())
 }
 
 /// Rows of `reference/image-updater.md` §2.3, §3.3 and §8, and of Flux's policies.
@@ -71,9 +87,9 @@ fn strategies_pick_by_name() {
 #[test]
 fn the_digest_strategy_needs_the_digest_of_its_tag() {
     let policy = policy("digest", "latest");
-    assert_eq!(policy.missing_metadata(&bare(&["1.0", "latest"]), NOW), [tag("latest")]);
-    assert_eq!(policy.missing_metadata(&bare(&["1.0"]), NOW), []);
-    let found = policy.select(&[built("1.0", &[]), built("latest", &[])], NOW).expect("a selection");
+    assert_eq!(needs(&policy, &bare(&["1.0", "latest"])), [tag("latest")]);
+    assert_eq!(needs(&policy, &bare(&["1.0"])), []);
+    let found = policy.choose(&[built("1.0", &[]), built("latest", &[])], NOW).expect("a selection");
     assert_eq!((found.tag, found.digest), (tag("latest"), Some(Digest::of(b"latest"))));
     assert_eq!(winner(&policy, &bare(&["1.0"])), "no permitted tag: 1 tag, 1 other than `latest`");
 }
@@ -81,23 +97,21 @@ fn the_digest_strategy_needs_the_digest_of_its_tag() {
 #[test]
 fn with_digest_asks_about_the_winner_alone() {
     let policy = with("semver", "", |settings| settings.with_digest = Some(true));
-    assert_eq!(policy.missing_metadata(&bare(&["1.0", "1.1"]), NOW), [tag("1.1")]);
-    assert_eq!(policy.select(&bare(&["1.0", "1.1"]), NOW).expect_err("missing").missing, [tag("1.1")]);
+    assert_eq!(needs(&policy, &bare(&["1.0", "1.1"])), [tag("1.1")]);
     let known = [bare(&["1.0"]), vec![built("1.1", &[])]].concat();
-    assert_eq!(policy.missing_metadata(&known, NOW), []);
-    assert_eq!(policy.select(&known, NOW).expect("a selection").digest, Some(Digest::of(b"1.1")));
+    assert_eq!(needs(&policy, &known), []);
+    assert_eq!(policy.choose(&known, NOW).expect("a selection").digest, Some(Digest::of(b"1.1")));
     let undigested = [Candidate { tag: tag("1.1"), facts: Some(TagMetadata { digest: None, images: vec![] }), position: None }];
-    assert_eq!(policy.missing_metadata(&undigested, NOW), [tag("1.1")]);
-    assert!(policy.select(&undigested, NOW).is_err());
+    assert_eq!(needs(&policy, &undigested), [tag("1.1")]);
 }
 
 #[test]
 fn newest_build_asks_about_all_that_is_left() {
     let policy = with("newest-build", "", |settings| settings.allow_tags = Some("^main-".into()));
     let candidates = [bare(&["main-a", "main-b", "dev"]), vec![built("main-c", &["linux/amd64@5"])]].concat();
-    assert_eq!(policy.missing_metadata(&candidates, NOW), [tag("main-b"), tag("main-a")]);
+    assert_eq!(needs(&policy, &candidates), [tag("main-b"), tag("main-a")]);
     assert_eq!(
-        policy.select(&candidates, NOW).expect_err("missing").to_string(),
+        policy.choose(&candidates, NOW).expect_err("missing").to_string(),
         "nothing is known about 2 tags, such as `main-b`"
     );
 }
@@ -116,9 +130,9 @@ fn newest_build_picks_the_newest_image_for_the_platforms() {
     assert_eq!(winner(&policy("newest-build", ""), &candidates), "d");
     assert_eq!(winner(&on("linux/arm64"), &candidates), "a");
     assert_eq!(winner(&on("linux/s390x"), &candidates), "no permitted tag: 6 tags, 6 not built for `linux/s390x`");
-    let found = on("linux/amd64").select(&candidates, NOW).expect("a selection");
+    let found = on("linux/amd64").choose(&candidates, NOW).expect("a selection");
     assert_eq!((found.tag, found.created, found.next), (tag("c"), Some(at(7)), Some(tag("b"))));
-    let found = on("linux/arm64").select(&candidates, NOW).expect("a selection");
+    let found = on("linux/arm64").choose(&candidates, NOW).expect("a selection");
     assert_eq!(found.funnel.to_string(), "6 tags, 4 not built for `linux/arm64`, 1 without a creation date");
     assert_eq!((found.created, found.funnel.permitted), (Some(at(9)), 1));
 }
@@ -137,15 +151,15 @@ fn a_position_stands_for_the_time_of_building() {
     ] {
         let mut candidates = listed(bare(&tags));
         for _ in 0..2 {
-            assert_eq!(policy.missing_metadata(&candidates, NOW), [], "{policy}");
-            let found = policy.select(&candidates, NOW).expect("a selection");
+            assert_eq!(needs(&policy, &candidates), [], "{policy}");
+            let found = policy.choose(&candidates, NOW).expect("a selection");
             assert_eq!((found.tag, found.created, found.funnel.by_position), (tag(picked), None, is_ranked), "{policy}");
             candidates.reverse();
         }
     }
     let same = [("a", 1), ("b", 1), ("c", 0)].map(|(name, at)| Candidate { position: Some(at), ..bare(&[name]).remove(0) });
     assert_eq!(winner(&policy("newest-build", ""), &same), "b");
-    assert_eq!(policy("digest", "dev").missing_metadata(&listed(bare(&tags)), NOW), [tag("dev")]);
+    assert_eq!(needs(&policy("digest", "dev"), &listed(bare(&tags))), [tag("dev")]);
 }
 
 /// What the registry's order does not tell is read, from the newest down.
@@ -153,23 +167,23 @@ fn a_position_stands_for_the_time_of_building() {
 fn a_position_stands_for_nothing_else() {
     let arm = with("newest-build", "", |settings| settings.platforms = Some(vec!["linux/arm64".into()]));
     let mut candidates = listed(bare(&["f", "e", "d", "c", "b", "a"]));
-    assert_eq!(arm.missing_metadata(&candidates, NOW), ["a", "b", "c", "d"].map(tag));
+    assert_eq!(needs(&arm, &candidates), ["a", "b", "c", "d"].map(tag));
     candidates =
         listed([bare(&["f", "e", "d"]), vec![built("c", &["linux/arm64@?"]), built("b", &[]), built("a", &[])]].concat());
-    assert_eq!(arm.missing_metadata(&candidates, NOW), []);
-    let found = arm.select(&candidates, NOW).expect("a selection");
+    assert_eq!(needs(&arm, &candidates), []);
+    let found = arm.choose(&candidates, NOW).expect("a selection");
     assert_eq!((found.tag, found.next, found.funnel.permitted), (tag("c"), Some(tag("d")), 4));
     assert_eq!(found.funnel.to_string(), "6 tags, 2 not built for `linux/arm64`");
 
     let aged = with("newest-build", "", |settings| settings.min_age = Some("2h".into()));
     let dated = [("old", "?@1"), ("older", "?@0"), ("undated", "?@?"), ("young", "?@999")];
     let candidates = listed(dated.iter().map(|(name, image)| built(name, &[image])).collect());
-    assert_eq!(aged.missing_metadata(&listed(bare(&["1", "2"])), NOW), ["2", "1"].map(tag));
-    let found = aged.select(&candidates, NOW).expect("a selection");
+    assert_eq!(needs(&aged, &listed(bare(&["1", "2"]))), ["2", "1"].map(tag));
+    let found = aged.choose(&candidates, NOW).expect("a selection");
     assert_eq!((found.tag, found.created), (tag("older"), Some(at(0))), "the registry's order, and not the dates");
 
     let pinned = with("newest-build", "", |settings| settings.with_digest = Some(true));
-    assert_eq!(pinned.missing_metadata(&listed(bare(&["1", "2"])), NOW), [tag("2")]);
+    assert_eq!(needs(&pinned, &listed(bare(&["1", "2"]))), [tag("2")]);
     let metadata = [&arm, &aged, &pinned].map(|policy| (policy.reads_metadata(false), policy.reads_metadata(true)));
     assert_eq!(metadata, [(true, true), (true, true), (true, false)]);
 }
@@ -178,14 +192,14 @@ fn a_position_stands_for_nothing_else() {
 fn candidates_are_checked_from_the_best_down() {
     let policy = with("semver", "", |settings| settings.platforms = Some(vec!["linux/arm64".into()]));
     let mut candidates = bare(&["1.0", "1.1", "1.2", "1.3", "1.4", "1.5"]);
-    assert_eq!(policy.missing_metadata(&candidates, NOW), ["1.5", "1.4", "1.3", "1.2"].map(tag));
+    assert_eq!(needs(&policy, &candidates), ["1.5", "1.4", "1.3", "1.2"].map(tag));
     candidates[5] = built("1.5", &["linux/amd64@1"]);
     candidates[3] = built("1.3", &["linux/arm64@1"]);
-    assert_eq!(policy.missing_metadata(&candidates, NOW), [tag("1.4")]);
+    assert_eq!(needs(&policy, &candidates), [tag("1.4")]);
     assert_eq!(winner(&policy, &candidates), "nothing is known about `1.4`");
     candidates[4] = built("1.4", &["linux/amd64@1"]);
-    assert_eq!(policy.missing_metadata(&candidates, NOW), []);
-    let found = policy.select(&candidates, NOW).expect("a selection");
+    assert_eq!(needs(&policy, &candidates), []);
+    let found = policy.choose(&candidates, NOW).expect("a selection");
     assert_eq!((found.tag, found.next), (tag("1.3"), Some(tag("1.2"))));
     assert_eq!(found.funnel.to_string(), "6 tags, 2 not built for `linux/arm64`");
     assert_eq!(found.funnel.permitted, 4);
@@ -200,7 +214,7 @@ fn young_and_undated_images_are_rejected() {
         built("1.2", &["?@?"]),
         built("1.1", &["?@998"]),
     ];
-    let found = policy.select(&candidates, NOW).expect("a selection");
+    let found = policy.choose(&candidates, NOW).expect("a selection");
     assert_eq!(found.tag, tag("1.1"));
     assert_eq!(found.funnel.to_string(), "4 tags, 1 without a creation date, 2 younger than 2h");
 }
@@ -213,7 +227,7 @@ fn steps_tell_what_they_rejected() {
         settings.ignore_tags = Some(vec!["*-dev".into(), "regexp:^7".into()]);
     });
     let tags = ["latest", "main", "1.4.0-dev", "1.3.0", "10.0.0", "2.0.0", "v1.2.3", "0x", "7.0.0", "1.5.0", attached.as_str()];
-    let error = policy.select(&bare(&tags), NOW).expect_err("nothing is permitted");
+    let error = no_match(&policy, &bare(&tags));
     assert_eq!(
         error.to_string(),
         r"no permitted tag: 11 tags, 1 attached to an image (signatures and the like), 2 not matching `^v?\d`, ".to_owned()
@@ -229,7 +243,7 @@ fn what_extract_yields_is_ranked() {
         settings.allow_tags = Some("^main-[a-f0-9]+-(?<ts>[0-9]*)$".into());
         settings.extract = Some("$ts".into());
     });
-    let found = policy.select(&bare(&["main-ff-9", "main-0a-10", "main-1-", "dev-1-99"]), NOW).expect("a selection");
+    let found = policy.choose(&bare(&["main-ff-9", "main-0a-10", "main-1-", "dev-1-99"]), NOW).expect("a selection");
     assert_eq!((found.tag, found.extracted.as_deref(), found.next), (tag("main-0a-10"), Some("10"), Some(tag("main-ff-9"))));
     assert_eq!(found.funnel.to_string(), "4 tags, 1 not matching `^main-[a-f0-9]+-(?<ts>[0-9]*)$`, 1 with an empty `$ts`");
     let policy = with("semver", "1.x", |settings| {
@@ -241,7 +255,7 @@ fn what_extract_yields_is_ranked() {
 
 #[test]
 fn near_misses_are_hinted_at() {
-    let hint = |policy: Policy, tags: &[&str]| policy.select(&bare(tags), NOW).expect_err("nothing is permitted").hint();
+    let hint = |policy: Policy, tags: &[&str]| no_match(&policy, &bare(tags)).hint();
     let text = hint(policy("semver", "~1.4 || 3"), &["1.4.0-rc.1", "1.4.0-rc.2", "1.3.0"]).expect("a hint");
     assert!(text.contains("`1.4.0-rc.2`") && text.contains("`~1.4-0 || 3-0`"), "{text}");
     let text = hint(policy("semver", ""), &["release-v1.2.3", "latest"]).expect("a hint");
@@ -255,8 +269,7 @@ fn near_misses_are_hinted_at() {
 
 #[test]
 fn tags_that_exist_are_named_where_none_is_permitted() {
-    let hint =
-        |policy: Policy, candidates: &[Candidate]| policy.select(candidates, NOW).expect_err("none").hint().expect("a hint");
+    let hint = |policy: Policy, candidates: &[Candidate]| no_match(&policy, candidates).hint().expect("a hint");
     let tags = bare(&["latest", "1.0.0", "9.0.0", "10.0.0", "2.0.0"]);
     let text = hint(policy("semver", "~3"), &tags);
     let wanted = "`10.0.0`, `9.0.0`, `2.0.0`, `1.0.0` (outside `~3`), `latest` (not readable as a version)";
@@ -277,7 +290,7 @@ fn tags_that_exist_are_named_where_none_is_permitted() {
 fn duplicates_count_once_and_the_better_known_counts() {
     let policy = with("semver", "", |settings| settings.with_digest = Some(true));
     let candidates = [bare(&["1.0", "1.0"]), vec![built("1.0", &[])], bare(&["1.0"])].concat();
-    let found = policy.select(&candidates, NOW).expect("a selection");
+    let found = policy.choose(&candidates, NOW).expect("a selection");
     assert_eq!((found.funnel.total, found.funnel.permitted, found.next), (1, 1, None));
     assert!(found.digest.is_some());
 }
