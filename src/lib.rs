@@ -55,6 +55,7 @@
 //!
 //! | module | subject |
 //! |---|---|
+//! | [`events`] | what other parts of the program learn of a render |
 //! | [`egress`] | what may be connected to; the proxy of tools that fetch |
 //! | [`process`] | tools as processes or warm workers, and their sandbox |
 //! | [`store`] | what survives restarts and outages |
@@ -78,6 +79,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod egress;
+pub mod events;
 pub mod failure;
 pub mod generate;
 pub mod image;

@@ -78,6 +78,15 @@ impl Rules {
     }
 }
 
+/// Where rules come from. The settings of a later source replace those of earlier ones.
+#[derive(Clone, Copy, Debug)]
+pub enum RuleSource<'a> {
+    /// A rules file. The name is for messages.
+    File { name: &'a str, text: &'a str },
+    /// The parameters `images` (`alias=image[:constraint]`) and `image-settings` (annotation keys without their prefix).
+    Parameters { images: &'a [String], settings: &'a BTreeMap<String, String> },
+}
+
 /// Collects sources, the earliest first, and merges them.
 #[derive(Debug, Default)]
 pub struct Reader {
@@ -98,8 +107,15 @@ struct Draft {
 }
 
 impl Reader {
-    /// Adds a rules file; `name` is for messages.
-    pub fn file(&mut self, name: &str, text: &str) {
+    /// Adds a source. Mistakes in it are kept for [`Reader::finish`].
+    pub fn add(&mut self, source: RuleSource<'_>) {
+        match source {
+            RuleSource::File { name, text } => self.file(name, text),
+            RuleSource::Parameters { images, settings } => self.parameters(images, settings),
+        }
+    }
+
+    fn file(&mut self, name: &str, text: &str) {
         let file: File = match crate::yaml::from_str(text) {
             Ok(file) => file,
             Err(error) => {
@@ -133,8 +149,7 @@ impl Reader {
         }
     }
 
-    /// Adds the parameters `images` (`alias=image[:constraint]`) and `image-settings` (annotation keys without their prefix).
-    pub fn parameters(&mut self, images: &[String], settings: &BTreeMap<String, String>) {
+    fn parameters(&mut self, images: &[String], settings: &BTreeMap<String, String>) {
         let mut seen = BTreeSet::new();
         for entry in images.iter().map(|entry| entry.trim()).filter(|entry| !entry.is_empty()) {
             let place = "parameter `images`";
@@ -335,10 +350,10 @@ images:
 
     fn read(files: &[&str], images: &[&str], settings: &[(&str, &str)]) -> Result<Rules, Vec<String>> {
         let mut reader = Reader::default();
-        files.iter().for_each(|file| reader.file(".pinion.yaml", file));
+        files.iter().for_each(|file| reader.add(RuleSource::File { name: ".pinion.yaml", text: file }));
         let images: Vec<String> = images.iter().map(|&text| text.to_owned()).collect();
         let settings = settings.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
-        reader.parameters(&images, &settings);
+        reader.add(RuleSource::Parameters { images: &images, settings: &settings });
         reader.finish().map_err(|errors| errors.iter().map(ToString::to_string).collect())
     }
 

@@ -22,20 +22,22 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::application::{Application, PARAMETERS};
 use crate::config::Config;
+use crate::events::{Asked, Events};
 use crate::failure::chain;
 use crate::generate::phases::PhaseTimer;
 use crate::generate::{Generated, Generator};
+use crate::pin::Pin;
 use crate::process::Child;
 use crate::render::{Tools, environment};
 use crate::resolve::Resolver;
 use crate::workspace::{ANY_DEPTH, Checkout, Workspace};
 use metrics::Metrics;
-use pin_report::PinReport;
 use plugin::Plugin;
 use proto::config_management_plugin_service_server::ConfigManagementPluginService;
 use proto::{
@@ -58,7 +60,7 @@ pub struct Service {
     pub uploads: Uploads,
     pub renders: RenderScheduler,
     pub metrics: Arc<Metrics>,
-    pub report: Arc<PinReport>,
+    pub events: Events,
 }
 
 impl Service {
@@ -168,7 +170,8 @@ impl ConfigManagementPluginService for Service {
         let application = log.close(&generated);
         let generated = generated?;
         let project = received.as_ref().map(tenant).unwrap_or_default();
-        self.report.set(&application, &project, &generated);
+        let pins = generated.pins.iter().map(Pin::report).collect();
+        self.events.asked(&Asked { application, project, tool: generated.tool, at: Timestamp::now(), pins });
         // Argo CD splits each string into documents itself.
         Ok(Response::new(ManifestResponse { manifests: vec![generated.manifests], source_type: String::new() }))
     }

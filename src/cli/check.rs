@@ -13,7 +13,7 @@ use crate::generate::{check, misnamed};
 use crate::image::printable;
 use crate::placeholder::near_miss::{NearMiss, near_miss};
 use crate::placeholder::{PlaceholderError, Scan, image};
-use crate::rules::Reader;
+use crate::rules::{Reader, RuleSource};
 use crate::workspace::{ANY_DEPTH, Checkout, shown};
 use crate::yaml::{self, Kind, NodeId, Tree};
 
@@ -125,7 +125,7 @@ fn check_file(path: &Path, name: &str, text: &str) -> Vec<Failure> {
     }
     if file == ".pinion.yaml" || (file.starts_with(".pinion-") && !file.starts_with(".pinion-lock-")) {
         let mut reader = Reader::default();
-        reader.file(name, text);
+        reader.add(RuleSource::File { name, text });
         let errors = reader.finish().err().unwrap_or_default();
         return errors.into_iter().map(|error| Failure::text(error.place, error.problem, error.hint)).collect();
     }

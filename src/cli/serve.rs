@@ -18,8 +18,8 @@ use tokio::sync::Semaphore;
 use tonic::transport::Server;
 
 use super::{Outcome, configured, resolver};
-use crate::clock::Clock;
 use crate::config;
+use crate::events::{Events, Listener};
 use crate::failure::{Failure, Failures, chain};
 use crate::metrics::Hits;
 use crate::process::pool::{Counts, Limits, Pool};
@@ -173,7 +173,7 @@ impl Arguments {
         config.tools.render_cache.iter().for_each(|cache| metrics.render_cache(cache));
         metrics.helm(&config.tools.templates, &workers);
         metrics.sandbox(&config.tools.sandboxes);
-        let report = Arc::new(PinReport::new(config.cache_bytes / 8, Clock::default()));
+        let report = Arc::new(PinReport::new(config.cache_bytes / 8));
         let client = config.client.clone();
         let resolver = Arc::new(resolver(&config, hits, None, true));
         resolver.preload().await;
@@ -207,7 +207,7 @@ impl Arguments {
             uploads,
             renders,
             metrics: Arc::clone(&metrics),
-            report: Arc::clone(&report),
+            events: Events::to([Arc::clone(&report) as Arc<dyn Listener>]),
         };
         let size = self.max_message_mb * 1024 * 1024;
         let service =

@@ -7,11 +7,11 @@ use super::session::rule_targets;
 use crate::application::Application;
 use crate::failure::{Failure, FailureKind, Failures};
 use crate::image::printable;
-use crate::parameters::Mode;
+use crate::parameters::{Mode, Parameters};
 use crate::pin::PinOverrides;
 use crate::process::ProcessError;
 use crate::render::{Plan, Purpose, RenderError, Tools};
-use crate::rules::{Reader, RuleTarget, Rules};
+use crate::rules::{Reader, RuleSource, RuleTarget, Rules};
 use crate::workspace::{Checkout, WorkspaceError, shown};
 
 /// An application that was read.
@@ -125,14 +125,15 @@ pub fn read_rules(checkout: &Checkout, application: &Application) -> Result<Rule
     let names = [".pinion.yaml", own.as_str()];
     for name in names.iter().filter(|name| !name.contains('/') && **name != ".pinion-.yaml") {
         if let Some(text) = checkout.read_if_present(&checkout.app().join(name)).map_err(|error| Failures::from(&error))? {
-            reader.file(name, &text);
+            reader.add(RuleSource::File { name, text: &text });
         }
     }
     let misnamed = misnamed_files(checkout, application);
     if !misnamed.is_empty() {
         return Err(Failures(misnamed));
     }
-    reader.parameters(&application.parameters.images, &application.parameters.image_settings);
+    let Parameters { images, image_settings: settings, .. } = &application.parameters;
+    reader.add(RuleSource::Parameters { images, settings });
     reader.finish().map_err(|errors| {
         Failures(errors.into_iter().map(|error| Failure::text(error.place, error.problem, error.hint)).collect())
     })

@@ -2,48 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
 use prometheus_client::metrics::gauge::Gauge;
-use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use crate::clock::Clock;
-use crate::generate::Generated;
-use crate::pin::{Pin, Report};
+use crate::events::{Asked, Listener};
 use crate::shares::SharedCache;
-
-/// The last render of an application.
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Entry {
-    application: String,
-    tool: &'static str,
-    rendered: Timestamp,
-    pins: Vec<Report>,
-}
 
 /// All applications, by name: each as the JSON that is shown. Bounded in bytes, which AppProjects share fairly.
 #[derive(Debug)]
 pub struct PinReport {
     entries: SharedCache<String, Box<str>>,
-    clock: Clock,
 }
 
 impl PinReport {
     /// An empty one of so many bytes.
-    pub fn new(most_bytes: u64, clock: Clock) -> Self {
-        Self { entries: SharedCache::new(most_bytes), clock }
-    }
-
-    /// Remembers a render.
-    pub fn set(&self, application: &str, project: &str, generated: &Generated) {
-        let pins = generated.pins.iter().map(Pin::report).collect();
-        let now = self.clock.now();
-        let entry = Entry { application: application.to_owned(), tool: generated.tool, rendered: now, pins };
-        // Nothing in it fails to be JSON.
-        let Ok(entry) = serde_json::to_string(&entry) else { return };
-        let bytes = (entry.len() + 3 * application.len()) as u64;
-        self.entries.insert(application.to_owned(), project, now, entry.into(), bytes);
+    pub fn new(most_bytes: u64) -> Self {
+        Self { entries: SharedCache::new(most_bytes) }
     }
 
     /// Bytes of all of it.
@@ -59,6 +33,17 @@ impl PinReport {
     }
 }
 
+impl Listener for PinReport {
+    /// Replaces what the application asked before.
+    fn asked(&self, event: &Asked) {
+        // Nothing in it fails to be JSON.
+        let Ok(entry) = serde_json::to_string(event) else { return };
+        let Asked { application, project, at, .. } = event;
+        let bytes = (entry.len() + 3 * application.len()) as u64;
+        self.entries.insert(application.clone(), project, *at, entry.into(), bytes);
+    }
+}
+
 /// Is this `Authorization` header the token? Compared as digests, so that the time tells nothing.
 pub fn is_token(header: Option<&str>, token: Option<&str>) -> bool {
     match (header.and_then(|header| header.strip_prefix("Bearer ")), token) {
@@ -71,16 +56,17 @@ pub fn is_token(header: Option<&str>, token: Option<&str>) -> bool {
 mod tests {
     use super::*;
 
-    fn generated() -> Generated {
-        Generated { manifests: String::new(), pins: Vec::new(), tool: "helm", notes: Vec::new(), is_cached: false }
+    fn asked(application: &str, project: &str) -> Asked {
+        let (application, project) = (application.to_owned(), project.to_owned());
+        Asked { application, project, tool: "helm", at: jiff::Timestamp::now(), pins: Vec::new() }
     }
 
     #[test]
     fn the_bytes_of_all_applications_are_bounded_and_shared() {
-        let report = PinReport::new(100_000, Clock::default());
-        report.set("honest", "other", &generated());
+        let report = PinReport::new(100_000);
+        report.asked(&asked("honest", "other"));
         for number in 0..1000 {
-            report.set(&format!("app-{number}"), "greedy", &generated());
+            report.asked(&asked(&format!("app-{number}"), "greedy"));
             assert!(report.gauge().get() <= 100_000);
         }
         let json = report.json();
