@@ -10,6 +10,7 @@ mod client;
 
 mod cache;
 mod cases;
+mod chart;
 mod cli;
 mod corpus;
 mod direction;

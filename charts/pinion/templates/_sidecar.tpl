@@ -163,13 +163,13 @@ volumeMounts:
 - name: pinion-scripts
   configMap:
     name: {{ . }}
-    defaultMode: 0555
+    defaultMode: 365 # 0555
 {{- end }}
 {{- with .Values.scripts.secret }}
 - name: pinion-scripts
   secret:
     secretName: {{ . }}
-    defaultMode: 0555
+    defaultMode: 365 # 0555
 {{- end }}
 {{- with .Values.sshSecret }}
 - name: pinion-ssh
