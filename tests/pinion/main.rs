@@ -14,6 +14,7 @@ mod chart;
 mod cli;
 mod corpus;
 mod direction;
+mod docs;
 mod examples;
 mod faults;
 mod fetches;
