@@ -396,6 +396,8 @@ extraEnv: [{name: GHCR, valueFrom: {secretKeyRef: {name: ghcr, key: credentials}
 envFrom: [{secretRef: {name: pinion-credentials}}]
 ";
     let sidecar = container(values);
+    let error = helm("extraEnv: [{name: PINION_STORE, value: /x}]", "").expect_err("it would be there twice");
+    assert!(error.contains("the chart sets `PINION_STORE` itself"), "{error}");
     let variable = named(&sidecar["env"], "GHCR").expect("the variable");
     assert_eq!(variable["valueFrom"], json!({"secretKeyRef": {"name": "ghcr", "key": "credentials"}}));
     assert_eq!(sidecar["envFrom"], json!([{"secretRef": {"name": "pinion-credentials"}}]));
@@ -686,6 +688,30 @@ fn typing_errors_fail() {
         let error = helm(values, "").expect_err(values);
         assert!(error.contains(key), "{values}: {error}");
     }
+}
+
+/// The page shows values in YAML blocks, among other YAML. A block is values if the chart has each of its keys.
+#[test]
+fn the_values_of_the_install_page_are_accepted() {
+    if !needs("helm") {
+        return;
+    }
+    let page = std::fs::read_to_string(root().join("docs/install.md")).expect("the file is there");
+    let schema = read_json("charts/pinion/values.schema.json");
+    let known = schema["properties"].as_object().expect("keys");
+    let block = Regex::new(r"(?s)```yaml\n(.*?)```").expect("a constant");
+    let mut accepted = 0;
+    for found in block.captures_iter(&page) {
+        let text = &found[1];
+        let Ok(Value::Object(values)) = serde_yaml::from_str(text) else { continue };
+        if values.keys().all(|key| known.contains_key(key)) {
+            for print in ["", "patch"] {
+                helm(text, print).unwrap_or_else(|error| panic!("{error}: {text}"));
+            }
+            accepted += 1;
+        }
+    }
+    assert!(accepted > 8, "{accepted}");
 }
 
 fn read_json(path: &str) -> Value {

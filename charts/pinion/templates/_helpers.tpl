@@ -141,6 +141,15 @@ Resources of the container: the server, one worker for each render at a time, an
 {{- if and .Values.scripts.configMap .Values.scripts.secret -}}
 {{- fail "`scripts.configMap` and `scripts.secret` are both given: there is one directory of scripts" -}}
 {{- end -}}
+{{- $own := list "PINION_CONFIG" "PINION_REGISTRIES_CONF" "PINION_STORE" "PINION_ADMIN_ADDRESS" -}}
+{{- if .Values.apiTokenSecret.name }}{{ $own = append $own "PINION_API_TOKEN" }}{{ end -}}
+{{- if .Values.dockerConfigSecret }}{{ $own = append $own "DOCKER_CONFIG" }}{{ end -}}
+{{- if .Values.sshSecret }}{{ $own = append $own "PINION_SSH_CONFIG" }}{{ end -}}
+{{- range .Values.extraEnv -}}
+{{- if has .name $own -}}
+{{- fail (printf "`extraEnv`: the chart sets `%s` itself" .name) -}}
+{{- end -}}
+{{- end -}}
 {{- if eq .Values.workDir.medium "Memory" -}}
 {{- if not .Values.workDir.sizeLimit -}}
 {{- fail "`workDir.medium: Memory` needs `workDir.sizeLimit`, which counts as memory of the container" -}}
