@@ -32,8 +32,9 @@ test: tools lint ## Everything that CI checks
 	target/debug/examples/demo >target/demo.txt && ! grep -E '.{101}' target/demo.txt
 	cd helm-worker && PATH="$$PATH:$(CURDIR)/.tools/go/go/bin" CGO_ENABLED=0 go test ./...
 
-generate: ## Write plugin.yaml, the chart's copy and docs/parameters.md from the table of parameters
+generate: ## Write plugin.yaml, the chart's copy and docs/parameters.md from the table of parameters; the chart's README from its values
 	PINION_BLESS=1 cargo test --locked --test pinion generated::
+	scripts/chart-readme
 
 lint: ## Formatting and clippy
 	cargo fmt --check

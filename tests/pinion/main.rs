@@ -10,9 +10,11 @@ mod client;
 
 mod cache;
 mod cases;
+mod chart;
 mod cli;
 mod corpus;
 mod direction;
+mod docs;
 mod examples;
 mod faults;
 mod fetches;
