@@ -93,6 +93,40 @@ impl Strategy {
         }
     }
 
+    // No wildcard below: a new strategy is asked each of these questions by the compiler.
+
+    /// Does it rank images by when they were built, and not tags by their names?
+    pub fn ranks_by_build(&self) -> bool {
+        match self {
+            Self::NewestBuild => true,
+            Self::Semver(_) | Self::Alphabetical(_) | Self::Numerical(_) | Self::Digest(_) => false,
+        }
+    }
+
+    /// Does it follow one tag, whatever image that is? Then the pin needs the digest.
+    pub fn follows_a_tag(&self) -> bool {
+        match self {
+            Self::Digest(_) => true,
+            Self::Semver(_) | Self::NewestBuild | Self::Alphabetical(_) | Self::Numerical(_) => false,
+        }
+    }
+
+    /// Does it read a constraint in Image Updater's notation, which ignores the constraints of others?
+    pub fn reads_constraint(&self) -> bool {
+        match self {
+            Self::Semver(_) | Self::Digest(_) => true,
+            Self::NewestBuild | Self::Alphabetical(_) | Self::Numerical(_) => false,
+        }
+    }
+
+    /// Which end of its ranking wins.
+    fn order(&self) -> Order {
+        match self {
+            Self::Alphabetical(order) | Self::Numerical(order) => *order,
+            Self::Semver(_) | Self::NewestBuild | Self::Digest(_) => Order::Asc,
+        }
+    }
+
     fn parse(name: &str, constraint: &str, notation: Notation) -> Result<Self, PolicyError> {
         let lower = name.to_ascii_lowercase();
         let name = match (lower.as_str(), notation) {
@@ -114,7 +148,9 @@ impl Strategy {
                 Self::Semver(constraint.parse().map_err(fail)?)
             }
             "newest-build" if constraint.is_empty() || notation == Notation::ImageUpdater => Self::NewestBuild,
-            "newest-build" => return Err(PolicyError::ConstraintUnused { text: printable(constraint) }),
+            "newest-build" => {
+                return Err(PolicyError::ConstraintUnused { strategy: "newest-build", text: printable(constraint) });
+            }
             "alphabetical" => Self::Alphabetical(order()?),
             "numerical" => Self::Numerical(order()?),
             "digest" if constraint.is_empty() => return Err(PolicyError::DigestWithoutTag),
@@ -140,7 +176,7 @@ impl Policy {
         let allow = parse_allow(settings.allow_tags.as_deref().unwrap_or_default(), notation)?;
         let extract = match (text(&settings.extract), &allow) {
             (None, _) => None,
-            (Some(_), _) if matches!(strategy, Strategy::NewestBuild | Strategy::Digest(_)) => {
+            (Some(_), _) if strategy.ranks_by_build() || strategy.follows_a_tag() => {
                 return Err(PolicyError::ExtractUnused { strategy: strategy.name() });
             }
             (Some(_), None) => return Err(PolicyError::ExtractWithoutPattern),
@@ -177,7 +213,7 @@ impl Policy {
     /// have a position: of those none is read.
     #[must_use]
     pub fn with_default_platforms(mut self, platforms: &[Platform]) -> Self {
-        if self.platforms.is_empty() && self.strategy == Strategy::NewestBuild {
+        if self.platforms.is_empty() && self.strategy.ranks_by_build() {
             self.platforms = platforms.to_vec();
             self.platforms.sort();
             self.platforms.dedup();
@@ -201,13 +237,13 @@ impl Policy {
 
     /// Does the pin hold a digest: by `with-digest` or by the `digest` strategy?
     pub fn pins_digest(&self) -> bool {
-        self.with_digest || matches!(self.strategy, Strategy::Digest(_))
+        self.with_digest || self.strategy.follows_a_tag()
     }
 
     /// Does choosing need manifests and configurations, not only names and digests? It depends on whether the tags have a
     /// [`Candidate::position`].
     pub fn reads_metadata(&self, have_positions: bool) -> bool {
-        let ranks_by_date = self.strategy == Strategy::NewestBuild && !have_positions;
+        let ranks_by_date = self.strategy.ranks_by_build() && !have_positions;
         ranks_by_date || self.min_age.is_some() || !self.platforms.is_empty()
     }
 

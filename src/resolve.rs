@@ -25,7 +25,7 @@ use crate::failure::chain;
 use crate::image::{Platform, Repository};
 use crate::metrics::Layer;
 use crate::pin::{Choice, Pin, PinState, Pinned, SelectionReport, Usage};
-use crate::policy::{NoMatch, Policy, Strategy};
+use crate::policy::{NoMatch, Policy};
 use crate::registry::{Access, LookupError, Mode, Registry, RegistryError, RepositoryHandle};
 use crate::shares::SharedCache;
 use crate::store::{self, PinRow, Store, StoredChoice, Ticket};
@@ -377,10 +377,9 @@ impl Inner {
     /// Opens the repository of a question. The key of its answer also holds the credential that asks, and the platforms that are looked at.
     fn open<'q>(&self, question: &'q Question, tenant: &str) -> Opened<'q> {
         let handle = self.registry.open(&question.repository, &question.access, tenant);
-        let platforms: Vec<String> = match question.policy.strategy() {
-            Strategy::NewestBuild => self.settings.platforms.iter().map(ToString::to_string).collect(),
-            _ => Vec::new(),
-        };
+        let ranks_by_build = question.policy.strategy().ranks_by_build();
+        let platforms = self.settings.platforms.iter().filter(|_| ranks_by_build);
+        let platforms: Vec<String> = platforms.map(ToString::to_string).collect();
         let key = format!("{} {} {}", handle.key(), question.policy, platforms.join(","));
         Opened { question, key, handle }
     }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::failure::chain;
 use crate::image::{Repository, printable, split_tag};
-use crate::policy::{Notation, Policy, Settings, Strategy};
+use crate::policy::{Notation, Policy, Settings};
 use crate::yaml::{self, Tree};
 use raw::{File, NO_EFFECT, Problem, Targets, level_keys};
 
@@ -290,10 +290,10 @@ impl Draft {
     }
 }
 
-/// Image Updater's strategies but `semver` and `digest` pass over a constraint in silence.
+/// Image Updater ignores a constraint that the strategy does not read. Here a note in the log says so.
 fn ignored_constraint(rule: &Rule, constraint: &str) -> Option<String> {
     let strategy = rule.policy.strategy();
-    let is_read = constraint.is_empty() || matches!(strategy, Strategy::Semver(_) | Strategy::Digest(_));
+    let is_read = constraint.is_empty() || strategy.reads_constraint();
     let (alias, name) = (&rule.alias, strategy.name());
     (!is_read).then(|| {
         let constraint = printable(constraint);

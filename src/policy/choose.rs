@@ -131,7 +131,7 @@ impl Policy {
         funnel.total = entries.len();
         self.filter_names(&mut funnel, &mut entries, &mut near_miss);
         self.apply_strategy(&mut funnel, &mut entries, &mut near_miss);
-        if self.strategy == Strategy::NewestBuild {
+        if self.strategy.ranks_by_build() {
             funnel.by_position = !entries.is_empty() && !entries.iter().any(|e| self.ranks_by_date(e.candidate));
             let unknown = |e: &&Entry| self.ranks_by_date(e.candidate) && e.candidate.facts.is_none();
             let missing: Vec<Tag> = entries.iter().filter(unknown).map(|e| e.candidate.tag.clone()).collect();
@@ -312,7 +312,7 @@ impl Policy {
 
     /// Is this candidate's time of building what it is ranked by?
     fn ranks_by_date(&self, candidate: &Candidate) -> bool {
-        self.strategy == Strategy::NewestBuild && candidate.position.is_none()
+        self.strategy.ranks_by_build() && candidate.position.is_none()
     }
 
     fn judge(&self, candidate: &Candidate, now: Timestamp) -> Verdict {
@@ -348,9 +348,9 @@ impl Policy {
     }
 
     fn best_first(&self, a: &Entry, b: &Entry) -> Ordering {
-        let rank = match self.strategy {
-            Strategy::Alphabetical(Order::Desc) | Strategy::Numerical(Order::Desc) => b.cmp_rank(a),
-            _ => a.cmp_rank(b),
+        let rank = match self.strategy.order() {
+            Order::Asc => a.cmp_rank(b),
+            Order::Desc => b.cmp_rank(a),
         };
         rank.then_with(|| a.candidate.tag.cmp(&b.candidate.tag)).reverse()
     }

@@ -18,8 +18,8 @@ pub enum PolicyError {
         source: ConstraintError,
     },
     /// Image Updater ignores such a constraint; in a placeholder it can only be a misunderstanding.
-    #[error("strategy `newest-build` takes no constraint: `{text}`")]
-    ConstraintUnused { text: String },
+    #[error("strategy `{strategy}` takes no constraint: `{text}`")]
+    ConstraintUnused { strategy: &'static str, text: String },
     #[error("`{text}` is not an order")]
     Order { text: String },
     #[error("strategy `digest` needs a tag to follow")]
@@ -71,7 +71,9 @@ impl PolicyError {
             }
             Self::Renamed { new, .. } => format!("write `{new}`"),
             Self::Constraint { text, source } => constraint_hint(text, source),
-            Self::ConstraintUnused { .. } => "choose among tags by name with allow-tags, as in `--allow-tags ^main-`".to_owned(),
+            Self::ConstraintUnused { .. } => {
+                "leave it out; choose among tags by name with allow-tags, as in `--allow-tags ^main-`".to_owned()
+            }
             Self::Order { .. } => "write `asc` for the greatest or `desc` for the least".to_owned(),
             Self::DigestWithoutTag | Self::DigestTag { .. } => {
                 "name the tag whose digest is wanted, as in `digest latest`".to_owned()

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{AT_ONCE, Question};
 use crate::image::{Platform, Tag};
-use crate::policy::{Candidate, ImageBuild, NoMatch, NoSelection, Policy, Selection, Strategy, TagMetadata};
+use crate::policy::{Candidate, ImageBuild, NoMatch, NoSelection, Policy, Selection, TagMetadata};
 use crate::registry::{Blob, Content, ImageConfig, Listed, Listing, LookupError, Manifest, ManifestRef, Mode, RepositoryHandle};
 
 /// Tags that take long enough to be worth a line in the log.
@@ -131,7 +131,7 @@ impl Lookup<'_> {
     /// manifest that is there makes no complete answer.
     async fn facts(&self, policy: &Policy, is_ordered: bool, tag: &Tag) -> Result<Option<TagMetadata>, LookupError> {
         let is_gone = |error: &LookupError| {
-            let is_gone = error.is_gone() && !matches!(policy.strategy(), Strategy::Digest(_));
+            let is_gone = error.is_gone() && !policy.strategy().follows_a_tag();
             if is_gone && self.mode == Mode::Ask {
                 tracing::warn!(repository = %self.question.repository, %tag, "a tag is listed but is gone");
             }
