@@ -1,12 +1,6 @@
 //! How long resolving takes from scratch: `pinion resolve` over 10,000 tags of real registries beside `skopeo list-tags`, and the newest
 //! of 1,000 builds, with the requests that it costs.
 
-#[path = "../tests/pinion/real_registries/layout.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
-mod layout;
-#[path = "../tests/pinion/real_registries/peer.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
-mod peer;
 #[path = "../tests/support/mod.rs"]
 mod support;
 mod timing;
@@ -14,9 +8,9 @@ mod timing;
 use std::process::Command;
 use std::time::Duration;
 
-use layout::Layout;
-use peer::{Guard, Kind, Peer};
 use support::driver::Driver;
+use support::layout::Layout;
+use support::real_registry::{Guard, Kind, Peer};
 use support::registry::{FakeRegistry, Route};
 use timing::{ms, ratio, table, take_turns, time_process};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use pinion::image::{Digest, Platform, Tag};
 use pinion::placeholder::Scan;
-use pinion::policy::{Candidate, ImageBuild, Notation, Policy, Settings, TagMetadata};
+use pinion::policy::{Candidate, ImageBuild, Notation, Policy, Settings, Strategy, TagMetadata};
 use timing::{median_of, ms, table, time};
 
 const TAGS: usize = 100_000;
@@ -85,7 +85,7 @@ fn policy(words: &str) -> Policy {
             "--extract" => settings.extract = Some(value()),
             "--platform" => settings.platforms.get_or_insert_default().push(value()),
             "--min-age" => settings.min_age = Some(value()),
-            "semver" | "newest-build" | "alphabetical" | "numerical" | "digest" => settings.strategy = Some(word.to_owned()),
+            name if Strategy::NAMES.contains(&name) => settings.strategy = Some(name.to_owned()),
             _ => constraint.push(word),
         }
     }

@@ -41,6 +41,7 @@ fn every_case_gives_what_is_expected() {
         .map(|entry| entry.expect("an entry").path())
         .filter(|case| case.is_dir() && name(case).contains(&only))
         .collect();
+    assert!(!cases.is_empty(), "no case has `{only}` in its name");
     cases.sort();
     let waiting = Mutex::new(cases.clone());
     let faults = Mutex::new(BTreeMap::new());

@@ -159,7 +159,7 @@ extraVolumeMounts: [{name: ca, mountPath: /etc/ca}]
         let component = printed(values, "kustomize");
         assert_eq!(component["kind"], "Component");
         let text = component["patches"][0]["patch"].as_str().expect("a text");
-        assert_eq!(documents(text), [patch.clone()]);
+        assert_eq!(documents(text), std::slice::from_ref(&patch));
         // Each mount has its volume: here, or in the repo-server's pod.
         for mount in pod["containers"][0]["volumeMounts"].as_array().expect("a list") {
             let name = mount["name"].as_str().expect("a name");

@@ -76,3 +76,14 @@ fn links_lead_somewhere() {
         }
     }
 }
+
+/// Every strategy is where people look for its name.
+#[test]
+fn every_strategy_is_documented() {
+    for page in ["docs/policies.md", "docs/placeholders.md", "docs/troubleshooting.md", "src/placeholder/words.rs"] {
+        let text = std::fs::read_to_string(root().join(page)).expect("the page is there");
+        for name in pinion::policy::Strategy::NAMES {
+            assert!(text.contains(name), "{page} does not name the strategy `{name}`");
+        }
+    }
+}

@@ -16,8 +16,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::fixtures::{copy, needs, write};
-use crate::real_registries::peer::{Guard, Kind, Peer};
 use crate::support::driver::{Driver, tool};
+use crate::support::real_registry::{Guard, Kind, Peer};
 use crate::support::registry::{Auth, FakeRegistry};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");

@@ -3,8 +3,6 @@
 //!
 //! `scripts/tools registry docker-registry skopeo helm` fetches what is needed. What is missing skips its tests, and fails them in CI.
 
-mod layout;
-pub mod peer;
 mod server;
 
 use std::collections::BTreeSet;
@@ -16,8 +14,8 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 
 use crate::support::driver::Driver;
-use layout::Layout;
-use peer::{ACCOUNT, Guard, Kind, Peer, certificate, tools};
+use crate::support::layout::Layout;
+use crate::support::real_registry::{ACCOUNT, Guard, Kind, Peer, certificate, tools};
 use server::{Front, TokenService};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinion");

@@ -43,6 +43,11 @@ pub fn environment(example: &str, environment: &str) -> Vec<(String, String)> {
     .into()
 }
 
+/// The images of `examples/registry.json`.
+pub fn images() -> Value {
+    Value::Object(read())
+}
+
 fn read() -> Map<String, Value> {
     let text = std::fs::read_to_string(root().join("examples/registry.json")).expect("the file is there");
     serde_json::from_str(&text).expect("JSON")

@@ -5,5 +5,7 @@
 pub mod argocd;
 pub mod driver;
 pub mod examples;
+pub mod layout;
 pub mod random;
+pub mod real_registry;
 pub mod registry;

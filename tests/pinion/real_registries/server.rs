@@ -21,7 +21,7 @@ use rustls::{SignatureScheme, crypto};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::peer::{ACCOUNT, Peer, certificate};
+use crate::support::real_registry::{ACCOUNT, Peer, certificate};
 
 /// Seconds that a token lives.
 const LIFETIME: u64 = 300;

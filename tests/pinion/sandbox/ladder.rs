@@ -10,7 +10,7 @@ use pinion::process::sandbox::Level;
 
 use super::{ABI, WITHOUT_SECCOMP, hostile};
 use crate::fixtures::needs;
-use crate::support::driver::{root, tool};
+use crate::support::driver::{root, skipped, tool};
 
 /// Is this process in the container already?
 const INSIDE: &str = "PINION_TEST_INSIDE";
@@ -21,8 +21,7 @@ fn run(abi: Option<u8>, has_seccomp: bool) {
         return;
     }
     if !rustix::process::getuid().is_root() {
-        assert!(std::env::var_os("CI").is_none(), "CI runs as root");
-        eprintln!("SKIPPED: the tests of the sandbox in a container need root");
+        skipped("the tests of the sandbox in a container need root");
         return;
     }
     let place = tempfile::tempdir().expect("a directory");
