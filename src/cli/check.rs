@@ -17,17 +17,39 @@ use crate::rules::Reader;
 use crate::workspace::{ANY_DEPTH, Checkout, shown};
 use crate::yaml::{self, Kind, NodeId, Tree};
 
+const LONG_ABOUT: &str = "\
+Find mistakes in placeholders and rules; needs no network
+
+Reads every YAML file below DIR and lists each mistake with file, line and column: for CI and for pre-commit hooks. With \
+`--application` it also finds the image of each placeholder, as a render of that application would.
+
+    pinion check
+    pinion check charts/web --application apps/web.yaml
+
+Exit status: 0 no mistake was found; 1 there are mistakes, or a file cannot be read; 2 wrong arguments.";
+
+/// The settings that a check reads.
+const USED: [&str; 6] = [
+    "config",
+    "registries-conf",
+    "allow-application-credentials",
+    "kustomize-build-options",
+    "value-file-schemes",
+    "max-directory-bytes",
+];
+
 /// Find mistakes in placeholders and rules; needs no network
 ///
-/// Reads every YAML file below DIR and lists each mistake with file, line and column: for CI and for pre-commit hooks. With
-/// `--application` it also looks for the image that each placeholder means, as a render of that application would.
+/// Reads every YAML file below DIR and lists each mistake with file, line and column.
 #[derive(Args, Debug)]
+#[command(long_about = LONG_ABOUT, mut_args(|flag| config::shown_if_used(flag, &USED)))]
 pub struct Arguments {
-    /// The directory to look through
+    /// The directory to check
     #[arg(default_value = ".")]
     dir: PathBuf,
 
-    /// Application manifests to check as a whole; may be given again. DIR is then the application's directory
+    /// Also check this Application or ApplicationSet as a render would read it; may be given again. DIR is then the application's
+    /// directory, or the root of the repository that `source.path` counts from
     #[arg(long, short, value_name = "FILE")]
     application: Vec<PathBuf>,
 

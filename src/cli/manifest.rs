@@ -16,12 +16,12 @@ use crate::workspace::Checkout;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Manifests")]
 pub struct ManifestArguments {
-    /// A value of an ApplicationSet's template, such as `env=dev`; may be given again. The others come from the list generator's element
-    /// that has it
+    /// A value of an ApplicationSet's template, such as `env=dev`; may be given again. The element of the list generator that has this
+    /// value gives the others
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     set: Vec<(String, String)>,
 
-    /// The name under which Pinion is installed, if it is not pinion or pinion@v1
+    /// The name in `source.plugin.name` that means Pinion, if it is not `pinion`, `pinion@…` or `pinion-…`
     #[arg(long, env = "PINION_PLUGIN_NAME", value_name = "NAME")]
     plugin_name: Option<String>,
 }

@@ -12,28 +12,43 @@ use super::{Format, Outcome, Usage, print, write};
 use crate::failure::Failure;
 use crate::image::{Digest, Platform, Tag, printable};
 use crate::pin::{Pinned, SelectionReport};
-use crate::placeholder::words::{PlaceholderSubject, Spec, Words};
+use crate::placeholder::words::{PlaceholderSubject, STRATEGIES, Spec, Words};
 use crate::policy::{Candidate, ImageBuild, Policy, TagMetadata};
 
 /// Longest input, in bytes.
 const MAX_INPUT: u64 = 256 * 1024 * 1024;
 
+const LONG_ABOUT: &str = "\
+Choose among the tags on standard input
+
+Takes the words and flags of a placeholder, without an image. Each line of standard input is a tag, or a JSON object with `tag`, `created`, \
+`digest` and `platform`, one for each platform of a tag. Prints only the chosen tag. Needs no network.
+
+    skopeo list-tags docker://ghcr.io/acme/web | jq -r '.Tags[]' |
+        pinion select '~1.2'
+    pinion select newest-build --allow-tags '^main-' < builds.json
+
+A line of builds.json:
+    {\"tag\": \"main-7\", \"created\": \"2026-01-31T12:00:00Z\"}
+
+Exit status: 0 a tag is permitted; 1 the input cannot be used; 2 the policy is invalid; 3 no tag is permitted.";
+
 /// Choose among the tags on standard input
-///
-/// Takes the words and flags of a placeholder, without an image. Each line of standard input is a tag, or a JSON object
-/// `{"tag", "created", "digest", "platform"}`, one for each platform of a tag. Prints the winner alone. Needs no network.
-///
-///     skopeo list-tags docker://ghcr.io/acme/web | jq -r '.Tags[]' | pinion select '~1.2'
-///     pinion select newest-build --allow-tags '^main-' < builds.json
-///
-/// Exit status: 0 a tag is permitted; 1 the input cannot be used; 2 the policy is invalid; 3 no tag is permitted.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
+#[command(
+    long_about = LONG_ABOUT,
+    mut_arg("words", |words| {
+        words.help("[STRATEGY] [CONSTRAINT…]").long_help(format!("[STRATEGY] [CONSTRAINT…]\n\n{STRATEGIES}"))
+    }),
+    mut_arg("image", |image| image.hide(true)),
+    mut_arg("pull_secret", |secret| secret.hide(true)),
+    mut_arg("fallback", |fallback| fallback.help("The tag to use when none is permitted")),
+)]
 pub struct Arguments {
     #[command(flatten)]
     words: Words,
 
-    /// Also print why: what each step rejected (on standard error)
+    /// Also print the reason on standard error: what each step rejected
     #[arg(long)]
     explain: bool,
 

@@ -115,11 +115,11 @@ pub enum Mode {
     #[default]
     #[value(skip)]
     Default,
-    /// Refuse a child whose profile is not kept whole
+    /// Refuse the tool
     Require,
-    /// Take what there is, and say at start what is missing
+    /// Run the tool with what the kernel enforces, and log at start what is missing
     BestEffort,
-    /// No sandbox at all
+    /// Run every tool without a sandbox
     Off,
 }
 
