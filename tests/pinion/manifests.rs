@@ -161,7 +161,7 @@ async fn applications_of_others_are_refused_with_what_to_write() {
     assert_eq!(
         repository.err(&["generate", "-a", "native.yaml"]),
         "error: native.yaml: Application `web` has no source with a `plugin` block
-  hint: replace `helm` in `spec.source` by
+  hint: replace `helm` in `spec.source` with
     plugin:
       name: pinion@v1
       parameters:
