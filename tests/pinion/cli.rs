@@ -17,6 +17,22 @@ fn select(input: &str, words: &[&str]) -> (i32, String, String) {
 }
 
 #[test]
+fn select_reads_what_skopeo_prints() {
+    for input in [
+        "{\n    \"Repository\": \"ghcr.io/acme/web\",\n    \"Tags\": [\n        \"1.0.0\",\n        \"1.1.0\",\n        \"2.0.0\"\n    ]\n}\n",
+        "{\"name\": \"acme/web\", \"tags\": [\"1.1.0\", \"2.0.0\"]}",
+        "[\n  \"1.1.0\",\n  \"1.0.0\"\n]\n",
+        "{\"tag\": \"1.1.0\"}\n{\"tag\": \"1.0.0\"}\n",
+    ] {
+        assert_eq!(select(input, &["~1"]), (0, "1.1.0\n".into(), String::new()), "{input}");
+    }
+    let (status, _, error) = select("1.0.0\n{\"name\": \"1.1.0\"}\n", &["~1"]);
+    assert_eq!(status, 1);
+    assert!(error.starts_with("error: standard input:2: unknown field `name`"), "{error}");
+    assert!(error.contains("hint: a line is a tag or an object such as `{\"tag\": \"1.2.0\"}`"), "{error}");
+}
+
+#[test]
 fn select_prints_the_winner_alone() {
     let tags = "1.0.0\n1.1.0\n1.2.0-rc.1\nlatest\n\n";
     assert_eq!(select(tags, &["~1"]), (0, "1.1.0\n".into(), String::new()));
