@@ -149,6 +149,24 @@ fn help_teaches() {
 }
 
 #[test]
+fn files_that_cannot_be_read_are_named_with_what_to_do() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let driver = offline().within(dir.path());
+    fs::write(dir.path().join("file"), "").expect("written");
+    for (words, wanted) in [
+        (&["generate", ".", "-a", "nope.yaml"][..], "error: nope.yaml: it cannot be read: No such file"),
+        (&["generate", ".", "-a", "."], "error: .: it cannot be read: Is a directory"),
+        (&["check", ".", "-a", "nope.yaml"], "error: nope.yaml: it cannot be read: No such file"),
+        (&["generate", "file"], "error: `file` is not a directory"),
+        (&["check", "file"], "error: `file` is not a directory"),
+        (&["check", "nope"], "error: `nope` does not exist"),
+    ] {
+        let error = driver.run(words.iter().copied()).err();
+        assert!(error.starts_with(wanted), "{words:?}: {error}");
+    }
+}
+
+#[test]
 fn check_lists_every_mistake_with_its_place() {
     let dir = tempfile::tempdir().expect("a directory");
     let write = |path: &str, text: &str| {
