@@ -149,6 +149,39 @@ fn help_teaches() {
 }
 
 #[test]
+fn check_reports_what_a_render_would_refuse() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |path: &str, text: &[u8]| {
+        let path = dir.path().join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).and_then(|()| fs::write(path, text)).expect("written");
+    };
+    let driver = offline().within(dir.path());
+    write("a/values.yaml", b"image:\n  tag: $(pin @nope)\n");
+    write("a/Chart.yaml", b"apiVersion: v2\nname: a\nversion: 1.0.0\n");
+    let ran = driver.run(["check"]);
+    assert_eq!(ran.status, 0, "the parameter `images` may have it: {}", ran.stderr);
+    assert!(ran.stderr.contains("a/values.yaml:2:8: no rules file below DIR has the alias `nope`"), "{}", ran.stderr);
+    write("a/.pinion.yaml", b"apiVersion: pinion.dev/v1\nkind: Rules\nimages:\n- {alias: nope, imageName: 'ghcr.io/a/b:~2'}\n");
+    assert!(!driver.run(["check"]).stderr.contains("alias"));
+
+    write("b/values.yaml", b"a: \xff\xfe x\n");
+    write("b/Chart.yaml", b"name: [\n");
+    write("c/values.yaml", b"a: [\n");
+    write("c/.pinoin.yaml", b"kind: Rules\n");
+    write("c/data.yaml", b"\xff\xfe");
+    let error = driver.run(["check"]).err();
+    for wanted in [
+        "b/values.yaml: it is not UTF-8 text\n  hint: Helm and Kustomize read UTF-8",
+        "`b/Chart.yaml` is not what Helm expects: ",
+        "c/values.yaml:1:4: unclosed bracket",
+        "c/.pinoin.yaml: a file of this name is not read\n  hint: name it `.pinion.yaml`",
+    ] {
+        assert!(error.contains(wanted), "{wanted}: {error}");
+    }
+    assert!(!error.contains("data.yaml"), "{error}");
+}
+
+#[test]
 fn files_that_cannot_be_read_are_named_with_what_to_do() {
     let dir = tempfile::tempdir().expect("a directory");
     let driver = offline().within(dir.path());
