@@ -91,7 +91,7 @@ pub enum ApplicationError {
     )]
     TwoTools { name: String, field: &'static str },
     /// Kubernetes' API takes only text there.
-    #[error("line {line}: parameter `{name}`: `{field}` is {written}, which is no text for Kubernetes")]
+    #[error("line {line}: parameter `{name}`: `{field}` is {written}, which Kubernetes does not read as text")]
     NoText { line: usize, name: String, field: String, written: String, fix: Option<String> },
 }
 

@@ -204,7 +204,7 @@ pub enum ConfigError {
     File { path: String, reason: String },
     #[error("`{name}`: {reason}")]
     Setting { name: &'static str, reason: String },
-    #[error("{0}")]
+    #[error("`registries-conf`: {0}")]
     Registries(String),
 }
 

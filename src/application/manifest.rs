@@ -497,12 +497,18 @@ spec:
     #[test]
     fn values_that_kubernetes_refuses_are_refused() {
         for (parameter, message) in [
-            ("{name: a, string: true}", "line 14: parameter `a`: `string` is `true`, which is no text for Kubernetes"),
-            ("{name: a, string: yes}", "line 14: parameter `a`: `string` is `yes`, which is no text for Kubernetes"),
-            ("{name: a, map: {x: 3}}", "line 14: parameter `a`: `map.x` is `3`, which is no text for Kubernetes"),
-            ("{name: a, array: [ok, 0123]}", "line 14: parameter `a`: `array[1]` is `0123`, which is no text for Kubernetes"),
-            ("{name: a, map: {x: ~}}", "line 14: parameter `a`: `map.x` is `~`, which is no text for Kubernetes"),
-            ("{name: a, map: {x: [1]}}", "line 14: parameter `a`: `map.x` is a list or mapping, which is no text for Kubernetes"),
+            ("{name: a, string: true}", "line 14: parameter `a`: `string` is `true`, which Kubernetes does not read as text"),
+            ("{name: a, string: yes}", "line 14: parameter `a`: `string` is `yes`, which Kubernetes does not read as text"),
+            ("{name: a, map: {x: 3}}", "line 14: parameter `a`: `map.x` is `3`, which Kubernetes does not read as text"),
+            (
+                "{name: a, array: [ok, 0123]}",
+                "line 14: parameter `a`: `array[1]` is `0123`, which Kubernetes does not read as text",
+            ),
+            ("{name: a, map: {x: ~}}", "line 14: parameter `a`: `map.x` is `~`, which Kubernetes does not read as text"),
+            (
+                "{name: a, map: {x: [1]}}",
+                "line 14: parameter `a`: `map.x` is a list or mapping, which Kubernetes does not read as text",
+            ),
         ] {
             let error =
                 read(&MANIFEST.replace("{name: helm-value-files, array: [values-dev.yaml]}", parameter)).expect_err(parameter);

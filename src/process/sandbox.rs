@@ -194,7 +194,7 @@ impl fmt::Display for Level {
 
 /// A child's profile is not kept, and the operator does not accept less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this kernel does not keep a tool to the sandbox profile `{profile}` ({level})")]
+#[error("this kernel cannot enforce the sandbox profile `{profile}` ({level})")]
 pub struct NotKept {
     profile: Profile,
     level: Level,

@@ -48,7 +48,7 @@ pub enum ArchiveError {
     Name(String),
     #[error("illegal filepath in symlink: `{0}`")]
     Link(String),
-    #[error("`{0}` stands in the archive as a file and as a directory")]
+    #[error("`{0}` is in the archive as a file and as a directory")]
     EntryError(String),
     #[error("the archive holds more than {} bytes; a larger one is taken with `--max-archive-bytes`", .0.bytes)]
     TooLong(Bounds),
@@ -58,7 +58,7 @@ pub enum ArchiveError {
     TooLongNames(Bounds),
     #[error("the links on the way to `{0}` lead too far")]
     TooFar(String),
-    #[error("too many directories stand above `{0}`")]
+    #[error("`{0}` is below too many directories")]
     TooDeep(String),
     #[error("the archive cannot be read")]
     Read(#[source] io::Error),
@@ -423,8 +423,8 @@ mod tests {
             (&[Link("l", "/etc/passwd")], "illegal filepath in symlink: `l`"),
             (&[Link("a/l", "../../outside")], "illegal filepath in symlink: `a/l`"),
             (&[Directory("d"), Link("d/top", ".."), Link("d/top/out", "../x")], "illegal filepath in symlink: `d/top/out`"),
-            (&[Content("a", b"x"), Content("a/b", b"x")], "`a/b` stands in the archive as a file and as a directory"),
-            (&[Directory("a"), Content("a", b"x")], "`a` stands in the archive as a file and as a directory"),
+            (&[Content("a", b"x"), Content("a/b", b"x")], "`a/b` is in the archive as a file and as a directory"),
+            (&[Directory("a"), Content("a", b"x")], "`a` is in the archive as a file and as a directory"),
         ] {
             assert_eq!(packed(entries).expect_err(message), message);
         }

@@ -175,7 +175,7 @@ async fn applications_of_others_are_refused_with_what_to_write() {
     );
     assert_eq!(
         repository.err(&["generate", "-a", "text.yaml"]),
-        "error: text.yaml: line 4: parameter `helm-skip-crds`: `string` is `true`, which is no text for Kubernetes
+        "error: text.yaml: line 4: parameter `helm-skip-crds`: `string` is `true`, which Kubernetes does not read as text
   hint: write it in quotes: `\"true\"`"
     );
 }
