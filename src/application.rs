@@ -46,7 +46,7 @@ impl Native {
         match &self.replaced {
             Some((tool, block)) => {
                 let block = block.trim_end().replace('\n', "\n    ");
-                format!("replace `{tool}` in `{place}` by\n    {block}")
+                format!("replace `{tool}` in `{place}` with\n    {block}")
             }
             None => format!("add `plugin: {{name: pinion@v1}}` to `{place}`"),
         }
@@ -60,6 +60,9 @@ pub enum ApplicationError {
     Parameters(Vec<ParameterError>),
     #[error("the manifest cannot be read: {0}")]
     Manifest(String),
+    /// It holds another number of objects than one. Each is described by kind and name.
+    #[error("{}", counted(.0))]
+    Objects(Vec<String>),
     #[error("the override file cannot be read: {0}")]
     Override(String),
     #[error("the manifest is a `{0}`, not an `Application` or `ApplicationSet`")]
@@ -88,7 +91,7 @@ pub enum ApplicationError {
     )]
     TwoTools { name: String, field: &'static str },
     /// Kubernetes' API takes only text there.
-    #[error("line {line}: parameter `{name}`: `{field}` is {written}, which is no text for Kubernetes")]
+    #[error("line {line}: parameter `{name}`: `{field}` is {written}, which Kubernetes does not read as text")]
     NoText { line: usize, name: String, field: String, written: String, fix: Option<String> },
 }
 
@@ -97,6 +100,9 @@ impl ApplicationError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Parameters(errors) => errors.iter().find_map(ParameterError::hint),
+            Self::Objects(_) => {
+                Some("give `--application` a file that holds one Application or ApplicationSet and nothing else".into())
+            }
             Self::Set { hint, .. } => Some(hint.clone()),
             Self::NoPlugin { natives, .. } | Self::NotOurs { natives, .. } if !natives.is_empty() => {
                 Some(natives.iter().map(Native::hint).collect::<Vec<_>>().join("\n  "))
@@ -122,6 +128,13 @@ impl ApplicationError {
             Self::Parameters(errors) => Failures(errors.iter().map(|error| Failure::new(place, error, error.hint())).collect()),
             error => Failure::new(place, error, error.hint()).into(),
         }
+    }
+}
+
+fn counted(objects: &[String]) -> String {
+    match objects.len() {
+        0 => "the manifest is empty".to_owned(),
+        count => format!("the manifest holds {count} objects ({}), one is expected", objects.join(", ")),
     }
 }
 

@@ -32,7 +32,7 @@ use crate::store::{self, Store};
 /// Resolves image tags while Argo CD renders.
 ///
 /// Pinion is an Argo CD config management plugin. It replaces placeholders such as `$(pin ~1.2)` in Helm values, kustomizations and
-/// manifests by the newest permitted tag of the image, renders, and prints the manifests.
+/// manifests with the newest permitted tag of the image, renders, and prints the manifests.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 120)]
 pub struct Cli {
@@ -296,6 +296,43 @@ mod tests {
             read("explain: true\n", &["generate"]).expect_err("not of serve").split(": ").nth(1),
             Some("unknown field `explain`")
         );
+    }
+
+    #[test]
+    fn help_shows_what_a_command_uses() {
+        let shown = |name: &str| {
+            let help = Cli::command().find_subcommand_mut(name).expect("a command").render_long_help().to_string();
+            let flags =
+                help.lines().filter_map(|line| line.trim_start().split("--").nth(1).filter(|_| line.trim().starts_with('-')));
+            let names: Vec<String> =
+                flags.map(|flag| flag.split([' ', '=', '[', '.']).next().unwrap_or_default().to_owned()).collect();
+            (names, help)
+        };
+        for (command, used, unused) in [
+            (
+                "check",
+                &["application", "set", "registries-conf", "value-file-schemes"][..],
+                &["store", "tags-ttl", "helm", "sandbox"][..],
+            ),
+            (
+                "resolve",
+                &["image", "fallback", "tags-ttl", "egress-hosts"],
+                &["helm", "render-timeout", "pins-socket", "image-paths"],
+            ),
+            ("select", &["allow-tags", "fallback", "explain"], &["image", "pull-secret", "store"]),
+            ("generate", &["application", "source", "helm", "tags-ttl"], &["renders-at-once", "sandbox-abi"]),
+        ] {
+            let (names, help) = shown(command);
+            used.iter().for_each(|flag| assert!(names.iter().any(|name| name == flag), "{command} --{flag}: {help}"));
+            unused.iter().for_each(|flag| assert!(!names.iter().any(|name| name == flag), "{command} --{flag}: {help}"));
+        }
+        assert!(!shown("select").1.contains("IMAGE[:CONSTRAINT]") && !shown("resolve").1.contains("@ALIAS"));
+    }
+
+    #[test]
+    fn settings_that_help_hides_are_taken() {
+        let words = ["pinion", "check", "--tags-ttl", "2m", "--store", "x"].map(OsString::from);
+        assert!(format!("{:?}", Cli::read(words).expect("a command")).contains("tags_ttl: Some(\"2m\")"));
     }
 
     #[test]

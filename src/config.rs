@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Arg, Args};
 
 use crate::egress::fetch::Fetcher;
 use crate::egress::{HostPattern, Policy};
@@ -25,9 +25,20 @@ use crate::render::charts::Charts;
 /// Where Image Updater keeps its `registries.conf`: read if it is there.
 const REGISTRIES_CONF: &str = "/app/config/registries.conf";
 
+/// The heading of the settings in `--help`.
+const HEADING: &str = "Operator settings (also as PINION_… variables, or in a file)";
+
+/// Hides a setting from the help of a command that does not use it. The command takes it all the same: variables and the file are for all
+/// commands.
+pub fn shown_if_used(flag: Arg, used: &[&str]) -> Arg {
+    let is_used = flag.get_long().is_some_and(|name| used.contains(&name));
+    let is_setting = flag.get_help_heading() == Some(HEADING);
+    if is_setting && !is_used { flag.hide(true) } else { flag }
+}
+
 /// Settings as they are written. The default of a field is chosen where it is checked.
 #[derive(Args, Clone, Debug, Default)]
-#[command(next_help_heading = "Operator settings (also as PINION_… variables, or in a file)")]
+#[command(next_help_heading = HEADING)]
 pub struct Raw {
     /// A YAML file with settings: its keys are the flags of `pinion serve` without `--`, such as `tags-ttl: 2m`
     #[arg(long, env = "PINION_CONFIG", value_name = "FILE")]
@@ -41,15 +52,16 @@ pub struct Raw {
     #[arg(long, env = "PINION_STORE", value_name = "DIR")]
     pub store: Option<PathBuf>,
 
-    /// Bytes that the store may have on disk; then those who store most lose what they used longest ago [default: 512 MiB]
+    /// Maximum size of the store on disk, in bytes. When it is exceeded, the projects that store most lose what they used longest ago
+    /// [default: 512 MiB]
     #[arg(long, env = "PINION_STORE_BYTES", value_name = "BYTES")]
     pub store_bytes: Option<u64>,
 
-    /// Bytes of tags, metadata and pins in memory, shared fairly by AppProjects [default: 128 MiB]
+    /// Maximum size of tags, metadata and pins in memory, in bytes. Shared fairly by AppProjects [default: 128 MiB]
     #[arg(long, env = "PINION_CACHE_BYTES", value_name = "BYTES")]
     pub cache_bytes: Option<u64>,
 
-    /// Socket on which `pinion serve` answers `pinion generate`, not in the plugin directory [default: pins.sock in the store]
+    /// Socket on which `pinion serve` answers `pinion generate`. Must not be in the plugin directory [default: pins.sock in the store]
     #[arg(long, env = "PINION_PINS_SOCKET", value_name = "FILE")]
     pub pins_socket: Option<PathBuf>,
 
@@ -59,7 +71,7 @@ pub struct Raw {
 
     /// Hosts that may be connected to, such as `git.example.com`, `charts.internal:8443` or `*.example.com` [default: any public name]
     ///
-    /// Counts for registries, chart repositories, remote value files, and what Kustomize and Git fetch. A host without a wildcard may have
+    /// Applies to registries, chart repositories, remote value files, and what Kustomize and Git fetch. A host without a wildcard may have
     /// any address. Registries in registries.conf need not be repeated.
     #[arg(long, env = "PINION_EGRESS_HOSTS", value_name = "HOST", value_delimiter = ',')]
     pub egress_hosts: Option<Vec<String>>,
@@ -76,15 +88,15 @@ pub struct Raw {
     #[arg(long, env = "PINION_ALLOW_APPLICATION_CREDENTIALS", num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub allow_application_credentials: Option<bool>,
 
-    /// How long a list of tags, and a tag followed by digest, is fresh [default: 60s]
+    /// How long a tag list, and the digest of a followed tag, stay fresh [default: 60s]
     #[arg(long, env = "PINION_TAGS_TTL", value_name = "DURATION")]
     pub tags_ttl: Option<String>,
 
-    /// How long the digest of a tag is fresh that is one of many candidates for newest-build [default: 1h]
+    /// How long the digest of a newest-build candidate stays fresh [default: 1h]
     #[arg(long, env = "PINION_DIGESTS_TTL", value_name = "DURATION")]
     pub digests_ttl: Option<String>,
 
-    /// Longest time for all registry lookups of a render; then the last known good pin answers [default: 30s]
+    /// Maximum time for all registry lookups of a render. After it, the last known good pin is used [default: 30s]
     #[arg(long, env = "PINION_LOOKUP_TIMEOUT", value_name = "DURATION")]
     pub lookup_timeout: Option<String>,
 
@@ -106,8 +118,8 @@ pub struct Raw {
 
     /// Options for `kustomize build`, split as a shell does [default: none]
     ///
-    /// Whatever is set, Kustomize and the programs that it runs open nothing outside the checkout but programs, libraries and public files
-    /// of the system, and have no network but what `egress` permits, as far as the kernel keeps the sandbox.
+    /// No option opens the sandbox: Kustomize and the programs that it runs read the checkout, programs, libraries and public files of the
+    /// system, and connect to what the `--egress-…` settings permit, as far as the kernel enforces it.
     #[arg(long, env = "PINION_KUSTOMIZE_BUILD_OPTIONS", value_name = "OPTIONS", allow_hyphen_values = true)]
     pub kustomize_build_options: Option<String>,
 
@@ -115,34 +127,34 @@ pub struct Raw {
     #[arg(long, env = "PINION_VALUE_FILE_SCHEMES", value_name = "SCHEME", value_delimiter = ',')]
     pub value_file_schemes: Option<Vec<String>>,
 
-    /// Longest time of one Helm or Kustomize process [default: 90s]
+    /// Maximum time of one Helm or Kustomize process [default: 90s]
     #[arg(long, env = "PINION_RENDER_TIMEOUT", value_name = "DURATION")]
     pub render_timeout: Option<String>,
 
-    /// Longest output of one Helm or Kustomize process, in bytes [default: 100 MiB]
+    /// Maximum output of one Helm or Kustomize process, in bytes [default: 100 MiB]
     #[arg(long, env = "PINION_MAX_OUTPUT", value_name = "BYTES")]
     pub max_output: Option<usize>,
 
-    /// Largest sum of the manifests of a plain directory, in bytes [default: 10 MiB]
+    /// Maximum size of all manifests of a plain directory, in bytes [default: 10 MiB]
     #[arg(long, env = "PINION_MAX_DIRECTORY_BYTES", value_name = "BYTES")]
     pub max_directory_bytes: Option<u64>,
 
-    /// Memory that one process of Helm, Kustomize or Git may use, in bytes [default: 2 GiB]
+    /// Maximum memory of one process of Helm, Kustomize or Git, in bytes [default: 2 GiB]
     #[arg(long, env = "PINION_TOOL_MEMORY", value_name = "BYTES")]
     pub tool_memory: Option<u64>,
 
-    /// What to do where the kernel keeps less of the sandbox of tools than is asked for [default: require for tools that fetch by Git or
-    /// http, best-effort for the others]
+    /// What to do if the kernel cannot enforce a tool's sandbox profile [default: require for tools that fetch by Git or http, best-effort
+    /// for the others]
     #[arg(long, env = "PINION_SANDBOX", value_name = "MODE", hide_possible_values = false)]
     pub sandbox: Option<Mode>,
 
-    /// Paths that tools may read and execute besides their own. Whoever can commit a chart can read them, too: no keys
+    /// Further paths that tools may read and execute. Everyone who can commit a chart can read them: do not list keys
     #[arg(long, env = "PINION_SANDBOX_READABLE", value_name = "PATH", value_delimiter = ',',
         value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub sandbox_readable: Option<Vec<PathBuf>>,
 
-    /// Configuration for the ssh that fetches for Git, with IdentityFile and UserKnownHostsFile. It and what is in its directory are read
-    /// by ssh alone, which tenants cannot direct [default: that of /etc/ssh]
+    /// ssh configuration for Git fetches, with IdentityFile and UserKnownHostsFile. Only ssh can read its directory [default: that of
+    /// /etc/ssh]
     #[arg(long, env = "PINION_SSH_CONFIG", value_name = "FILE")]
     pub ssh_config: Option<PathBuf>,
 
@@ -192,7 +204,7 @@ pub enum ConfigError {
     File { path: String, reason: String },
     #[error("`{name}`: {reason}")]
     Setting { name: &'static str, reason: String },
-    #[error("{0}")]
+    #[error("`registries-conf`: {0}")]
     Registries(String),
 }
 

@@ -39,8 +39,8 @@ use crate::workspace::Checkout;
 pub use check::check;
 pub use error::GenerateError;
 use phases::PhaseTimer;
-pub(crate) use prepared::misnamed;
 use prepared::{Prepared, render_failure};
+pub(crate) use prepared::{meant_name, misnamed};
 use session::RenderSession;
 use verify::{is_empty, unescape_all, verify};
 

@@ -4,7 +4,7 @@
 //! newest permitted one, renders Helm, Kustomize or plain YAML with it, and returns the manifests.
 //!
 //! ```text
-//! Argo CD ─ gRPC ─▶ server ─▶ archive  bytes -> verified pack ─▶ what a render reads
+//! Argo CD ─ gRPC ─▶ server ─▶ archive  bytes -> verified index ─▶ what a render reads
 //! environment | Application manifest ─▶ application, parameters          one checked value
 //! directory ──────────────────────────▶ workspace                        confined files
 //!                          ▼

@@ -84,7 +84,7 @@ pub struct PlaceholderError {
 pub enum Mistake {
     #[error("the placeholder is not closed: `)` is missing in this scalar")]
     Unclosed,
-    #[error("white space is missing behind `$(pin`")]
+    #[error("a space is missing after `$(pin`")]
     NoSpace,
     #[error("the placeholder is longer than {MAX_LENGTH} bytes")]
     TooLong,
@@ -445,7 +445,7 @@ mod tests {
                 "1:6: `$(pin ~1`: the placeholder is not closed: `)` is missing in this scalar",
                 "3:5: `$(pin ~1 --nope)`: unexpected argument `--nope` found",
                 "4:9: `$(pin >=1`: the placeholder is not closed: `)` is missing in this scalar",
-                "5:7: `$(pin~1)`: white space is missing behind `$(pin`",
+                "5:7: `$(pin~1)`: a space is missing after `$(pin`",
                 "6:5: `$(pin \"~2)`: the quote `\"` before `~2)` is not closed",
             ]
         );

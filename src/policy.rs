@@ -439,8 +439,8 @@ mod tests {
         };
         for (settings, message, hint) in [
             (settings("calver", ""), "unknown strategy `calver`", "`numerical`"),
-            (settings("latest", ""), "strategy `latest` is called otherwise here", "`newest-build`"),
-            (settings("name", ""), "strategy `name` is called otherwise here", "`alphabetical`"),
+            (settings("latest", ""), "strategy `latest` has another name here", "`newest-build`"),
+            (settings("name", ""), "strategy `name` has another name here", "`alphabetical`"),
             (settings("semver", "1.2.3.4"), "`1.2.3.4` is not a version constraint", "`~1.2`"),
             (settings("semver", ">=1<2"), "`>=1<2` is not a version constraint", "space"),
             (settings("semver", "==1.2"), "`==1.2` is not a version constraint", "one `=`"),

@@ -93,7 +93,7 @@ pub enum ProcessError {
     TooLong { command: String, limit: usize },
     #[error("`{command}` wrote more than {} MiB to disk", limit >> 20)]
     Disk { command: String, limit: u64 },
-    #[error("`{command}` could not be read")]
+    #[error("the output of `{command}` could not be read")]
     Read {
         command: String,
         #[source]

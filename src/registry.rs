@@ -13,7 +13,7 @@
 //! Repository, Access ─▶ config      which endpoint, which path
 //!                       credential  which credential
 //!                       handle      record ─▶ fresh? ─▶ answer
-//!                       client        └─ else: pace ─▶ request ─▶ retry ─▶ bounded body ─▶ paging, metadata
+//!                       client        └─ else: rate limiter ─▶ request ─▶ retry ─▶ bounded body ─▶ paging, metadata
 //!                       auth              └─ 401: challenge ─▶ credential ─▶ token
 //! ```
 //!

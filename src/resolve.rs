@@ -100,6 +100,12 @@ impl ResolveError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            // While it is down, an earlier answer would be used.
+            Self::Registry { source, .. } if source.is_transient() => {
+                let none =
+                    "Pinion has no earlier answer to this question. `--fallback TAG` in the policy names a tag for this case";
+                Some(source.hint().map_or_else(|| none.to_owned(), |hint| format!("{hint}; {none}")))
+            }
             Self::Registry { source, .. } => source.hint(),
             Self::Budget { .. } => {
                 Some("raise `--lookup-timeout`, or the caller's own; what is learned meanwhile is there the next time".into())

@@ -83,9 +83,10 @@ impl Checkout {
     ///
     /// [`WorkspaceError`] when the directory does not exist.
     pub fn open(dir: &Path, source_path: Option<&str>) -> Result<Self, WorkspaceError> {
-        let dir = fs::canonicalize(dir).map_err(|error| WorkspaceError::io(dir, error))?;
+        let given = dir;
+        let dir = fs::canonicalize(given).map_err(|error| WorkspaceError::io(given, error))?;
         if !dir.is_dir() {
-            return Err(WorkspaceError::NoDirectory { path: shown(&dir) });
+            return Err(WorkspaceError::NoDirectory { path: shown(given) });
         }
         let root = match source_path {
             Some(path) => {

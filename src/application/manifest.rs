@@ -146,7 +146,7 @@ impl Manifest {
         let mut documents: Vec<Value> = documents(text)?;
         documents.retain(|document| !document.is_null());
         let [manifest] = <[Value; 1]>::try_from(documents)
-            .map_err(|documents| ApplicationError::Manifest(format!("it holds {} objects, one is expected", documents.len())))?;
+            .map_err(|documents| ApplicationError::Objects(documents.iter().map(described).collect()))?;
         let (manifest, mut notes) = match manifest["kind"].as_str().unwrap_or_default() {
             "Application" if !choices.set.is_empty() => {
                 let problem = "values can be set for an ApplicationSet only, and this is an Application".to_owned();
@@ -268,6 +268,13 @@ impl Manifest {
         }
         Ok(over.plugin.and_then(|plugin| plugin.parameters))
     }
+}
+
+/// An object as messages name it: kind and name.
+fn described(object: &Value) -> String {
+    let kind = object["kind"].as_str().unwrap_or("object without a kind");
+    let name = object["metadata"]["name"].as_str().map(|name| format!(" `{}`", printable(name))).unwrap_or_default();
+    printable(kind) + &name
 }
 
 fn is_number(text: &str, count: usize) -> bool {
@@ -461,6 +468,12 @@ spec:
         let other = error(&MANIFEST.replace("plugin:", "other:"));
         assert_eq!(other.to_string(), "Application `web` has no source with a `plugin` block");
         assert_eq!(other.hint().as_deref(), Some("add `plugin: {name: pinion@v1}` to `spec.source`"));
+        let dry =
+            "kind: Application\nmetadata: {name: web}\nspec: {sourceHydrator: {drySource: {path: x, helm: {releaseName: r}}}}\n";
+        let hint = error(dry).hint().expect("a hint");
+        assert!(hint.starts_with("replace `helm` in `spec.sourceHydrator.drySource` with\n    plugin:\n"), "{hint}");
+        let dry = error("kind: Application\nmetadata: {name: web}\nspec: {sourceHydrator: {drySource: {path: x}}}\n");
+        assert_eq!(dry.hint().as_deref(), Some("add `plugin: {name: pinion@v1}` to `spec.sourceHydrator.drySource`"));
         let both = error(&MANIFEST.replace("    plugin:", "    helm: {}\n    plugin:"));
         assert!(matches!(both, ApplicationError::TwoTools { field: "helm", .. }));
         assert!(matches!(error("a: ["), ApplicationError::Manifest(_)));
@@ -472,10 +485,10 @@ spec:
         let chosen = Choices { source: Some("b".to_owned()), ..Choices::default() };
         let one = Manifest::read(natives, &chosen).expect_err("not ours");
         assert_eq!(one.to_string(), "Application `web`: source `b` has no `plugin` block");
-        assert!(one.hint().is_some_and(|hint| hint.starts_with("replace `kustomize` in `spec.sources[1]` by\n")));
+        assert!(one.hint().is_some_and(|hint| hint.starts_with("replace `kustomize` in `spec.sources[1]` with\n")));
         assert_eq!(
             error(&format!("{MANIFEST}---\n{MANIFEST}")).to_string(),
-            "the manifest cannot be read: it holds 2 objects, one is expected"
+            "the manifest holds 2 objects (Application `web`, Application `web`), one is expected"
         );
         let unknown = only(&MANIFEST.replace("helm-value-files", "helm-valuefiles"), &[]).expect_err("unknown");
         assert_eq!(unknown.to_string(), "unknown parameter `helm-valuefiles`");
@@ -484,12 +497,18 @@ spec:
     #[test]
     fn values_that_kubernetes_refuses_are_refused() {
         for (parameter, message) in [
-            ("{name: a, string: true}", "line 14: parameter `a`: `string` is `true`, which is no text for Kubernetes"),
-            ("{name: a, string: yes}", "line 14: parameter `a`: `string` is `yes`, which is no text for Kubernetes"),
-            ("{name: a, map: {x: 3}}", "line 14: parameter `a`: `map.x` is `3`, which is no text for Kubernetes"),
-            ("{name: a, array: [ok, 0123]}", "line 14: parameter `a`: `array[1]` is `0123`, which is no text for Kubernetes"),
-            ("{name: a, map: {x: ~}}", "line 14: parameter `a`: `map.x` is `~`, which is no text for Kubernetes"),
-            ("{name: a, map: {x: [1]}}", "line 14: parameter `a`: `map.x` is a list or mapping, which is no text for Kubernetes"),
+            ("{name: a, string: true}", "line 14: parameter `a`: `string` is `true`, which Kubernetes does not read as text"),
+            ("{name: a, string: yes}", "line 14: parameter `a`: `string` is `yes`, which Kubernetes does not read as text"),
+            ("{name: a, map: {x: 3}}", "line 14: parameter `a`: `map.x` is `3`, which Kubernetes does not read as text"),
+            (
+                "{name: a, array: [ok, 0123]}",
+                "line 14: parameter `a`: `array[1]` is `0123`, which Kubernetes does not read as text",
+            ),
+            ("{name: a, map: {x: ~}}", "line 14: parameter `a`: `map.x` is `~`, which Kubernetes does not read as text"),
+            (
+                "{name: a, map: {x: [1]}}",
+                "line 14: parameter `a`: `map.x` is a list or mapping, which Kubernetes does not read as text",
+            ),
         ] {
             let error =
                 read(&MANIFEST.replace("{name: helm-value-files, array: [values-dev.yaml]}", parameter)).expect_err(parameter);
@@ -528,9 +547,9 @@ spec:
 ";
         let error = read(native).expect_err("no plugin");
         let hint = error.hint().expect("a hint");
-        assert!(hint.starts_with("replace `helm` in `spec.source` by\n    plugin:\n      name: pinion@v1\n"), "{hint}");
+        assert!(hint.starts_with("replace `helm` in `spec.source` with\n    plugin:\n      name: pinion@v1\n"), "{hint}");
         assert!(hint.ends_with("# `helm.passCredentials` has no counterpart"), "{hint}");
-        let (_, block) = hint.split_once(" by\n").expect("a block");
+        let (_, block) = hint.split_once(" with\n").expect("a block");
         let text = native.split("    helm:").next().expect("a head").to_owned() + block + "\n";
         let helm = only(&text, &[]).expect("what is proposed can be used").parameters.helm;
         assert_eq!(helm.value_files, ["a.yaml"]);
@@ -564,7 +583,7 @@ spec:
         let kustomize = serde_json::json!({"path": "x", "kustomize": {"commonLabels": labels}});
         for source in [helm, kustomize, serde_json::json!({"path": "x", "directory": {"recurse": true}})] {
             let hint = read(&text(source.clone())).expect_err("no plugin").hint().expect("a hint");
-            let (_, block) = hint.split_once(" by\n").expect("a block");
+            let (_, block) = hint.split_once(" with\n").expect("a block");
             let usable = format!("kind: Application\nmetadata: {{name: web}}\nspec:\n  source:\n    path: x\n{block}\n");
             let app = only(&usable, &[]).expect(&usable);
             assert_ne!(app.parameters.renderer, Choice::Auto, "{usable}");

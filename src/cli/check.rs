@@ -1,5 +1,6 @@
 //! `pinion check`: finds mistakes without a network.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -9,25 +10,49 @@ use super::{Outcome, configured};
 use crate::config;
 use crate::failure::{Failure, Failures};
 use crate::generate::text::placeholder_failure;
-use crate::generate::{check, misnamed};
+use crate::generate::{check, meant_name, misnamed};
 use crate::image::printable;
 use crate::placeholder::near_miss::{NearMiss, near_miss};
+use crate::placeholder::words::PlaceholderSubject;
 use crate::placeholder::{PlaceholderError, Scan, image};
+use crate::render::chart::check_chart;
 use crate::rules::{Reader, RuleSource};
-use crate::workspace::{ANY_DEPTH, Checkout, shown};
+use crate::workspace::{ANY_DEPTH, Checkout, WorkspaceError, shown};
 use crate::yaml::{self, Kind, NodeId, Tree};
+
+const LONG_ABOUT: &str = "\
+Find mistakes in placeholders and rules; needs no network
+
+Reads every YAML file below DIR and lists each mistake with file, line and column: for CI and for pre-commit hooks. With \
+`--application` it also finds the image of each placeholder, as a render of that application would.
+
+    pinion check
+    pinion check charts/web --application apps/web.yaml
+
+Exit status: 0 no mistake was found; 1 there are mistakes, or a file cannot be read; 2 wrong arguments.";
+
+/// The settings that a check reads.
+const USED: [&str; 6] = [
+    "config",
+    "registries-conf",
+    "allow-application-credentials",
+    "kustomize-build-options",
+    "value-file-schemes",
+    "max-directory-bytes",
+];
 
 /// Find mistakes in placeholders and rules; needs no network
 ///
-/// Reads every YAML file below DIR and lists each mistake with file, line and column: for CI and for pre-commit hooks. With
-/// `--application` it also looks for the image that each placeholder means, as a render of that application would.
+/// Reads every YAML file below DIR and lists each mistake with file, line and column.
 #[derive(Args, Debug)]
+#[command(long_about = LONG_ABOUT, mut_args(|flag| config::shown_if_used(flag, &USED)))]
 pub struct Arguments {
-    /// The directory to look through
+    /// The directory to check
     #[arg(default_value = ".")]
     dir: PathBuf,
 
-    /// Application manifests to check as a whole; may be given again. DIR is then the application's directory
+    /// Also check this Application or ApplicationSet as a render would read it; may be given again. DIR is then the application's
+    /// directory, or the root of the repository that `source.path` counts from
     #[arg(long, short, value_name = "FILE")]
     application: Vec<PathBuf>,
 
@@ -50,6 +75,7 @@ impl Arguments {
         let checkout = Checkout::open(&self.dir, None)?;
         let mut failures = Vec::new();
         let mut files = 0;
+        let mut aliases = Aliases::default();
         let mut problem = None;
         checkout.files(checkout.app(), ANY_DEPTH, &mut |path| {
             let is_yaml = ["yaml", "yml", "json", "tpl"].iter().any(|end| path.extension().is_some_and(|own| own == *end));
@@ -60,14 +86,26 @@ impl Arguments {
             match checkout.read(path) {
                 Ok(text) => {
                     files += 1;
-                    failures.extend(check_file(path, &name(&checkout, &self.dir, path), &text));
+                    let name = name(&checkout, &self.dir, path);
+                    failures.extend(check_file(path, &name, &text));
+                    aliases.read(path, &name, &text);
                 }
-                // A file that is no text holds no placeholder.
-                Err(crate::workspace::WorkspaceError::NotText { .. }) => {}
+                // Others that are no text hold no placeholder.
+                Err(WorkspaceError::NotText { .. }) if is_read_by_tools(path) => {
+                    let hint = "Helm and Kustomize read UTF-8: save the file in this encoding".to_owned();
+                    failures.push(Failure::text(name(&checkout, &self.dir, path), "it is not UTF-8 text", Some(hint)));
+                }
+                Err(WorkspaceError::NotText { .. }) => {}
                 Err(error) => problem = Some(error),
             }
         })?;
         problem.map_or(Ok(()), Err)?;
+        // A manifest says which rules its parameters add.
+        if self.application.is_empty() {
+            aliases.unknown().for_each(|(place, alias)| {
+                tracing::warn!("{place}: no rules file below DIR has the alias `{alias}`: a render fails unless the parameter `images` has it (check with `--application`)");
+            });
+        }
         let mut sources = 0;
         let choices = self.manifest.choices(None)?;
         for path in &self.application {
@@ -117,11 +155,48 @@ fn name(checkout: &Checkout, dir: &Path, path: &Path) -> String {
     shown(&if dir == Path::new(".") { below.to_owned() } else { dir.join(below) })
 }
 
+/// The aliases of the rules files, and those that placeholders name.
+#[derive(Default)]
+struct Aliases {
+    known: BTreeSet<String>,
+    /// With the place of the placeholder.
+    named: Vec<(String, String)>,
+}
+
+impl Aliases {
+    fn read(&mut self, path: &Path, name: &str, text: &str) {
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        if file.starts_with(".pinion") {
+            let mut reader = Reader::default();
+            reader.add(RuleSource::File { name, text });
+            self.known.extend(reader.finish().into_iter().flat_map(|rules| rules.rules).map(|rule| rule.alias));
+            return;
+        }
+        let Ok(Some(scan)) = Scan::of(text) else { return };
+        self.named.extend(scan.placeholders.iter().filter_map(|placeholder| match &placeholder.spec.target {
+            PlaceholderSubject::Rule(alias) => {
+                Some((format!("{name}:{}:{}", placeholder.line, placeholder.column), alias.clone()))
+            }
+            PlaceholderSubject::Image { .. } => None,
+        }));
+    }
+
+    fn unknown(&self) -> impl Iterator<Item = &(String, String)> {
+        self.named.iter().filter(|(_, alias)| !self.known.contains(alias))
+    }
+}
+
+/// Is a file of this name input of a tool, or ours, wherever it is?
+fn is_read_by_tools(path: &Path) -> bool {
+    let file = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    ["values", "chart.yaml", "kustomization", ".pinion"].iter().any(|start| file.starts_with(start))
+}
+
 /// Checks a single file without knowing the application: the syntax of its placeholders, or its rules.
 fn check_file(path: &Path, name: &str, text: &str) -> Vec<Failure> {
     let file = path.file_name().unwrap_or_default().to_string_lossy();
-    if let Some(stem) = file.strip_suffix(".yml").filter(|stem| *stem == ".pinion" || stem.starts_with(".pinion-")) {
-        return vec![misnamed(name.to_owned(), stem)];
+    if let Some(meant) = meant_name(&file) {
+        return vec![misnamed(name.to_owned(), &meant)];
     }
     if file == ".pinion.yaml" || (file.starts_with(".pinion-") && !file.starts_with(".pinion-lock-")) {
         let mut reader = Reader::default();
@@ -133,6 +208,12 @@ fn check_file(path: &Path, name: &str, text: &str) -> Vec<Failure> {
     // What a template writes into a placeholder is known once it is rendered.
     let is_known = |error: &&PlaceholderError| !(is_template && error.source_text.contains("{{"));
     let mut failures = near_misses(name, text);
+    if file == "Chart.yaml" && !is_template {
+        failures.extend(check_chart(Path::new(name), text).err().map(|error| Failure::new("", &error, error.hint())));
+    }
+    if file == "values.yaml" && !is_template && !text.contains("$(pin") {
+        failures.extend(Tree::parse(text).err().map(|error| Failure::text("", format!("{name}:{error}"), None)));
+    }
     failures.extend(match Scan::of(text) {
         Ok(scan) => {
             scan.iter().flat_map(|scan| &scan.errors).filter(is_known).map(|error| placeholder_failure(name, 0, error)).collect()

@@ -22,38 +22,46 @@ use crate::workspace::Checkout;
 /// The longest wait for a `pinion serve`, before the registry is asked.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+const LONG_ABOUT: &str = "\
+Render an application and print its manifests
+
+In Argo CD (as the `generate` command of plugin.yaml) the application comes from the environment: ARGOCD_APP_NAME, \
+ARGOCD_APP_PARAMETERS and so on. On a laptop or in CI, name its manifest with `--application`: the output is exactly what Argo CD would \
+get. Files in DIR are read, never written.
+
+An Application; its `source.path` counts from DIR:
+    pinion generate . --application apps/web.yaml
+One of several sources:
+    pinion generate . --application apps/web.yaml --source 2
+One Application of an ApplicationSet:
+    pinion generate . --application appset.yaml --set env=dev
+
+Exit status: 0 rendered; 1 failed; 2 wrong arguments; 3 failed only because no tag of an image is permitted.";
+
 /// Render an application and print its manifests
-///
-/// In Argo CD (as the `generate` command of plugin.yaml) the application comes from the environment: ARGOCD_APP_NAME,
-/// ARGOCD_APP_PARAMETERS and so on. On a laptop or in CI, name a manifest: `pinion generate charts/web --application app.yaml` prints
-/// exactly what Argo CD would get. DIR is only read.
-///
-///     pinion generate . --application apps/web.yaml                       # `source.path` is below DIR
-///     pinion generate . --application apps/web.yaml --source 2            # one of several sources
-///     pinion generate . --application appset.yaml --set env=dev           # one Application of an ApplicationSet
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
+#[command(long_about = LONG_ABOUT)]
 pub struct Arguments {
-    /// The application's directory; or the repository's root, where the manifest's `source.path` is below it
+    /// The application's directory, or the root of the repository that the manifest's `source.path` counts from
     #[arg(default_value = ".")]
     dir: PathBuf,
 
-    /// A manifest that says name, namespace and parameters, instead of the environment: an Application or an ApplicationSet
+    /// Manifest of an Application or ApplicationSet, which gives name, namespace and parameters instead of the environment
     #[arg(long, short, value_name = "FILE")]
     application: Option<PathBuf>,
 
-    /// Render only this source of an Application with several: its name, or its number counted from 1 [default: all of Pinion's]
+    /// Render only this source of an Application with several: its name or its number from 1 [default: every source that uses Pinion]
     #[arg(long, value_name = "NAME|NUMBER", requires = "application")]
     source: Option<String>,
 
     #[command(flatten)]
     manifest: ManifestArguments,
 
-    /// Version of the cluster, for charts that ask [default: KUBE_VERSION]
+    /// Kubernetes version for charts that read it [default: KUBE_VERSION]
     #[arg(long, value_name = "VERSION")]
     kube_version: Option<String>,
 
-    /// API versions of the cluster, for charts that ask; may be given again [default: KUBE_API_VERSIONS]
+    /// API versions of the cluster for charts that read them; may be given again [default: KUBE_API_VERSIONS]
     #[arg(long, value_name = "GROUP/VERSION[/KIND]", value_delimiter = ',')]
     api_versions: Vec<String>,
 

@@ -16,12 +16,12 @@ use crate::workspace::Checkout;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Manifests")]
 pub struct ManifestArguments {
-    /// A value of an ApplicationSet's template, such as `env=dev`; may be given again. The others come from the list generator's element
-    /// that has it
+    /// A value of an ApplicationSet's template, such as `env=dev`; may be given again. The element of the list generator that has this
+    /// value gives the others
     #[arg(long, value_name = "NAME=VALUE", value_parser = assignment)]
     set: Vec<(String, String)>,
 
-    /// The name under which Pinion is installed, if it is not pinion or pinion@v1
+    /// The name in `source.plugin.name` that means Pinion, if it is not `pinion`, `pinion@…` or `pinion-…`
     #[arg(long, env = "PINION_PLUGIN_NAME", value_name = "NAME")]
     plugin_name: Option<String>,
 }
@@ -72,7 +72,8 @@ pub struct Rendered {
 /// When the manifest cannot be used, or a source's files are not below the directory.
 pub fn read_manifest(dir: &Path, path: &Path, choices: &Choices) -> Result<Vec<Rendered>, Failures> {
     let place = path.display().to_string();
-    let text = std::fs::read_to_string(path).map_err(|error| Failure::new(&place, &error, None))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| unreadable(&place, &error, "`--application` takes the file of a manifest"))?;
     let manifest = Manifest::read(&text, choices).map_err(|error| error.failures(&place))?;
     for note in &manifest.notes {
         tracing::info!(application = manifest.name, "{note}");
@@ -92,7 +93,14 @@ pub fn read_manifest(dir: &Path, path: &Path, choices: &Choices) -> Result<Vec<R
                         overrides.push(text);
                     }
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                    Err(error) => return Err(Failure::new(file.display().to_string(), &error, None).into()),
+                    Err(error) => {
+                        return Err(unreadable(
+                            &file.display().to_string(),
+                            &error,
+                            "it overrides the manifest: make it readable, or remove it",
+                        )
+                        .into());
+                    }
                 }
             }
             let application = manifest
@@ -110,6 +118,11 @@ pub fn read_manifest(dir: &Path, path: &Path, choices: &Choices) -> Result<Vec<R
     if failures.is_empty() { Ok(rendered) } else { Err(Failures(failures)) }
 }
 
+/// The failure of a file or directory that cannot be read.
+fn unreadable(place: &str, error: &std::io::Error, hint: &str) -> Failure {
+    Failure::text(place, format!("it cannot be read: {error}"), Some(hint.to_owned()))
+}
+
 /// A failure with a place, if it has none of its own.
 fn placed(failure: Failure, place: &str) -> Failure {
     if failure.place.is_empty() { Failure { place: place.to_owned(), ..failure } } else { failure }
@@ -118,9 +131,10 @@ fn placed(failure: Failure, place: &str) -> Failure {
 /// The directory of a source: `dir` itself if it is the one that the path means, else the path below it.
 fn directory(dir: &Path, source_path: Option<&str>) -> Result<PathBuf, Failure> {
     let parts = parts(source_path.unwrap_or_default())?;
-    let real = std::fs::canonicalize(dir).map_err(|error| Failure::new(dir.display().to_string(), &error, None))?;
+    let hint = "DIR is the application's directory or the repository's root";
+    let real = std::fs::canonicalize(dir).map_err(|error| unreadable(&dir.display().to_string(), &error, hint))?;
     if !real.is_dir() {
-        return Err(Failure::text(dir.display().to_string(), "it is not a directory", None));
+        return Err(Failure::text(dir.display().to_string(), "it is not a directory", Some(hint.to_owned())));
     }
     if parts.as_os_str().is_empty() {
         return Ok(real);

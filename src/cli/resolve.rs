@@ -12,22 +12,46 @@ use crate::placeholder::words::{PlaceholderSubject, Spec, Words};
 use crate::registry::Access;
 use crate::resolve::{Caller, Question, ResolveError};
 
+const LONG_ABOUT: &str = "\
+Print the newest permitted tag of an image
+
+Takes the words and flags of a placeholder: what follows `$(pin` in a file may follow `pinion resolve` here. Prints what replaces the \
+placeholder: the tag, with its digest if the policy pins one.
+
+    pinion resolve ghcr.io/acme/web:~1.2
+    pinion resolve ghcr.io/acme/web newest-build --allow-tags '^main-' --explain
+
+Exit status: 0 a tag is permitted; 1 the registry could not be asked; 2 the policy is invalid; 3 no tag is permitted.";
+
+/// The settings that a lookup reads: those of registries, and of the sandbox of credential helpers.
+const USED: [&str; 17] = [
+    "config",
+    "registries-conf",
+    "store",
+    "store-bytes",
+    "cache-bytes",
+    "allow-registries",
+    "egress-hosts",
+    "egress-cidrs",
+    "egress-ports",
+    "allow-application-credentials",
+    "tags-ttl",
+    "digests-ttl",
+    "lookup-timeout",
+    "platforms",
+    "tool-memory",
+    "sandbox",
+    "sandbox-readable",
+];
+
 /// Print the newest permitted tag of an image
-///
-/// Takes the words and flags of a placeholder: what follows `$(pin` in a file may follow `pinion resolve` here. Prints what would stand
-/// in the placeholder's place: the tag, with its digest if the policy pins one.
-///
-///     pinion resolve ghcr.io/acme/web:~1.2
-///     pinion resolve ghcr.io/acme/web newest-build --allow-tags '^main-' --explain
-///
-/// Exit status: 0 a tag is permitted; 1 the registry could not be asked; 2 the policy is invalid; 3 no tag is permitted.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
+#[command(long_about = LONG_ABOUT, mut_args(|flag| config::shown_if_used(flag, &USED)))]
 pub struct Arguments {
     #[command(flatten)]
     words: Words,
 
-    /// Also print why: what each step rejected, and how current the answer is (on standard error)
+    /// Also print the reason on standard error: what each step rejected, and how current the answer is
     #[arg(long)]
     explain: bool,
 

@@ -1,7 +1,7 @@
 //! `pinion select`: chooses among the tags on standard input.
 
 use std::collections::BTreeMap;
-use std::io::BufRead;
+use std::io::Read;
 
 use anyhow::Context;
 use clap::Args;
@@ -10,30 +10,44 @@ use serde::Deserialize;
 
 use super::{Format, Outcome, Usage, print, write};
 use crate::failure::Failure;
-use crate::image::{Digest, Platform, Tag, printable};
+use crate::image::{Digest, ImageError, Platform, Tag};
 use crate::pin::{Pinned, SelectionReport};
-use crate::placeholder::words::{PlaceholderSubject, Spec, Words};
+use crate::placeholder::words::{PlaceholderSubject, STRATEGIES, Spec, Words};
 use crate::policy::{Candidate, ImageBuild, NoSelection, Policy, TagMetadata};
 
 /// Longest input, in bytes.
 const MAX_INPUT: u64 = 256 * 1024 * 1024;
 
+const LONG_ABOUT: &str = "\
+Choose among the tags on standard input
+
+Takes the words and flags of a placeholder, without an image. Standard input is the output of `skopeo list-tags`, or has on each line a tag, \
+or a JSON object with `tag`, `created`, `digest` and `platform`, one for each platform of a tag. Prints only the chosen tag. Needs no network.
+
+    skopeo list-tags docker://ghcr.io/acme/web | pinion select '~1.2'
+    pinion select newest-build --allow-tags '^main-' < builds.json
+
+A line of builds.json:
+    {\"tag\": \"main-7\", \"created\": \"2026-01-31T12:00:00Z\"}
+
+Exit status: 0 a tag is permitted; 1 the input cannot be used; 2 the policy is invalid; 3 no tag is permitted.";
+
 /// Choose among the tags on standard input
-///
-/// Takes the words and flags of a placeholder, without an image. Each line of standard input is a tag, or a JSON object
-/// `{"tag", "created", "digest", "platform"}`, one for each platform of a tag. Prints the winner alone. Needs no network.
-///
-///     skopeo list-tags docker://ghcr.io/acme/web | jq -r '.Tags[]' | pinion select '~1.2'
-///     pinion select newest-build --allow-tags '^main-' < builds.json
-///
-/// Exit status: 0 a tag is permitted; 1 the input cannot be used; 2 the policy is invalid; 3 no tag is permitted.
 #[derive(Args, Debug)]
-#[command(verbatim_doc_comment)]
+#[command(
+    long_about = LONG_ABOUT,
+    mut_arg("words", |words| {
+        words.help("[STRATEGY] [CONSTRAINT…]").long_help(format!("[STRATEGY] [CONSTRAINT…]\n\n{STRATEGIES}"))
+    }),
+    mut_arg("image", |image| image.hide(true)),
+    mut_arg("pull_secret", |secret| secret.hide(true)),
+    mut_arg("fallback", |fallback| fallback.help("The tag to use when none is permitted")),
+)]
 pub struct Arguments {
     #[command(flatten)]
     words: Words,
 
-    /// Also print why: what each step rejected (on standard error)
+    /// Also print the reason on standard error: what each step rejected
     #[arg(long)]
     explain: bool,
 
@@ -49,6 +63,19 @@ struct Line {
     created: Option<Timestamp>,
     digest: Option<String>,
     platform: Option<String>,
+}
+
+/// All tags in one JSON text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Listing {
+    /// As `jq .Tags` prints it.
+    Tags(Vec<String>),
+    /// As `skopeo list-tags` prints it; a registry answers in lower case.
+    Repository {
+        #[serde(rename = "Tags", alias = "tags")]
+        tags: Vec<String>,
+    },
 }
 
 #[derive(serde::Serialize)]
@@ -120,44 +147,74 @@ fn policy(words: Words) -> Result<Policy, Usage> {
     }
 }
 
-/// Lines of the same tag are its platforms. Names that are no tags are dropped, as those from a registry are.
-fn read(input: impl BufRead) -> anyhow::Result<Vec<Candidate>> {
-    let mut found: BTreeMap<Tag, Option<TagMetadata>> = BTreeMap::new();
-    let mut dropped = 0;
-    for (number, line) in input.take(MAX_INPUT).lines().enumerate() {
-        let line = line.context("standard input cannot be read")?;
-        let wrong = |problem: &dyn std::fmt::Display| anyhow::anyhow!("standard input:{}: {problem}", number + 1);
-        let text = line.trim_start_matches('\u{feff}').trim();
+/// Reads tags: one a line, or all in one JSON text.
+fn read(input: impl Read) -> anyhow::Result<Vec<Candidate>> {
+    let mut text = String::new();
+    let count = input.take(MAX_INPUT + 1).read_to_string(&mut text).context("standard input cannot be read")?;
+    // A part of the tags would give a wrong choice.
+    anyhow::ensure!(count as u64 <= MAX_INPUT, "standard input is longer than {MAX_INPUT} bytes");
+    let text = text.trim_start_matches('\u{feff}');
+    let listing = text.trim_start().starts_with(['{', '[']).then(|| serde_json::from_str(text).ok()).flatten();
+    let mut found = Found::default();
+    match listing {
+        Some(Listing::Tags(tags) | Listing::Repository { tags }) => {
+            for name in &tags {
+                found.name(name);
+            }
+        }
+        None => {
+            for (number, line) in text.lines().enumerate() {
+                found.line(line.trim()).map_err(|problem| {
+                    let hint = "a line is a tag or an object such as `{\"tag\": \"1.2.0\"}`; the output of `skopeo list-tags` is read as it is";
+                    anyhow::anyhow!("{}", Failure::text(format!("standard input:{}", number + 1), problem, Some(hint.into())))
+                })?;
+            }
+        }
+    }
+    if found.dropped > 0 {
+        tracing::warn!(dropped = found.dropped, "names that are not legal tags were dropped");
+    }
+    Ok(found.tags.into_iter().map(|(tag, facts)| Candidate { tag, facts, position: None }).collect())
+}
+
+/// The tags of the input. Lines of the same tag are its platforms. Names that are no tags are dropped, as those from a registry are.
+#[derive(Default)]
+struct Found {
+    tags: BTreeMap<Tag, Option<TagMetadata>>,
+    dropped: usize,
+}
+
+impl Found {
+    fn name(&mut self, name: &str) -> Option<&mut Option<TagMetadata>> {
+        match name.parse() {
+            Ok(tag) => Some(self.tags.entry(tag).or_default()),
+            Err(error) => {
+                tracing::debug!(%error, "dropped");
+                self.dropped += 1;
+                None
+            }
+        }
+    }
+
+    fn line(&mut self, text: &str) -> Result<(), String> {
         if text.is_empty() {
-            continue;
+            return Ok(());
         }
         if !text.starts_with('{') {
-            match text.parse() {
-                Ok(tag) => drop(found.entry(tag).or_default()),
-                Err(error) => {
-                    tracing::debug!(%error, "dropped");
-                    dropped += 1;
-                }
-            }
-            continue;
+            self.name(text);
+            return Ok(());
         }
-        let object: Line = serde_json::from_str(text).map_err(|error| wrong(&error))?;
-        let Ok(tag) = object.tag.parse::<Tag>() else {
-            tracing::debug!(tag = printable(&object.tag), "not a tag");
-            dropped += 1;
-            continue;
-        };
-        let digest: Option<Digest> = object.digest.as_deref().map(str::parse).transpose().map_err(|error| wrong(&error))?;
-        let platform: Option<Platform> = object.platform.as_deref().map(str::parse).transpose().map_err(|error| wrong(&error))?;
-        let facts = found.entry(tag).or_default();
+        let object: Line = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let digest: Option<Digest> =
+            object.digest.map(|text| text.parse()).transpose().map_err(|error: ImageError| error.to_string())?;
+        let platform: Option<Platform> =
+            object.platform.map(|text| text.parse()).transpose().map_err(|error: ImageError| error.to_string())?;
+        let Some(facts) = self.name(&object.tag) else { return Ok(()) };
         if digest.is_some() || platform.is_some() || object.created.is_some() {
             let facts = facts.get_or_insert_with(|| TagMetadata { digest: None, images: Vec::new() });
             facts.digest = facts.digest.take().or(digest);
             facts.images.push(ImageBuild { platform, created: object.created });
         }
+        Ok(())
     }
-    if dropped > 0 {
-        tracing::warn!(dropped, "names that are not legal tags were dropped");
-    }
-    Ok(found.into_iter().map(|(tag, facts)| Candidate { tag, facts, position: None }).collect())
 }

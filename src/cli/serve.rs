@@ -58,7 +58,7 @@ const REREAD: Duration = Duration::from_secs(5);
 /// Serve Argo CD natively, in place of its argocd-cmp-server
 ///
 /// One process on the plugin socket, with the cache warm in memory: the sidecar's command is then `pinion serve` instead of
-/// /var/run/argocd/argocd-cmp-server. Reads the same plugin.yaml. Until SIGTERM; running renders are let finish.
+/// /var/run/argocd/argocd-cmp-server. Reads the same plugin.yaml. On SIGTERM it waits up to 25 s for running renders, then ends.
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// Directory of plugin.yaml
@@ -69,47 +69,48 @@ pub struct Arguments {
     #[arg(long, env = "ARGOCD_PLUGINSOCKFILEPATH", value_name = "DIR", default_value = "/home/argocd/cmp-server/plugins")]
     socket_dir: PathBuf,
 
-    /// Directory for archives and files of renders; a folder `_cmp_server` in it is emptied at start [default: the system's for temporary files]
+    /// Directory for archives and files of renders. Its folder `_cmp_server` is emptied at start [default: the system's directory for
+    /// temporary files]
     #[arg(long, env = "ARGOCD_CMP_WORKDIR", value_name = "DIR")]
     work_dir: Option<PathBuf>,
 
-    /// Longest message of the protocol, in MiB; Argo CD's own bound is the same
+    /// Maximum size of a gRPC message in MiB. Argo CD uses the same limit
     #[arg(long, env = "ARGOCD_GRPC_MAX_SIZE_MB", value_name = "MIB", default_value_t = 100, value_parser = at_least_one)]
     max_message_mb: usize,
 
-    /// Renders at a time; the others wait in their order [default: twice the processors]
+    /// Maximum number of renders at a time. The others wait in order [default: twice the processors]
     #[arg(long, env = "PINION_RENDERS_AT_ONCE", value_name = "N", value_parser = at_least_one)]
     renders_at_once: Option<usize>,
 
-    /// Archives that are kept for the next request with the same bytes; 0 keeps none
+    /// Maximum number of cached archives, for the next request with the same bytes; 0 disables the cache
     #[arg(long, env = "PINION_KEEP_ARCHIVES", value_name = "N", default_value_t = 16)]
     keep_archives: usize,
 
-    /// Bytes of kept archives, on disk in the work directory
+    /// Maximum size of cached archives in the work directory, in bytes
     #[arg(long, env = "PINION_KEEP_ARCHIVE_BYTES", value_name = "BYTES", default_value_t = 2 << 30)]
     keep_archive_bytes: u64,
 
-    /// Longest archive that is taken, unpacked, in bytes
+    /// Maximum size of an unpacked archive, in bytes
     #[arg(long, env = "PINION_MAX_ARCHIVE_BYTES", value_name = "BYTES", default_value_t = Bounds::default().bytes)]
     max_archive_bytes: u64,
 
-    /// Files, directories and links that an archive may hold
+    /// Maximum number of files, directories and links in an archive
     #[arg(long, env = "PINION_MAX_ARCHIVE_ENTRIES", value_name = "N", default_value_t = Bounds::default().entries)]
     max_archive_entries: usize,
 
-    /// Bytes of rendered texts that are kept, packed, in the work directory, for the same files with the same pins; 0 keeps none
+    /// Maximum size of cached rendered text in the work directory, compressed, in bytes; 0 disables the cache
     #[arg(long, env = "PINION_RENDER_CACHE_BYTES", value_name = "BYTES", default_value_t = 256 << 20)]
     render_cache_bytes: u64,
 
-    /// Render charts in workers that stay, if the Helm program is a helm-worker; `false` starts a process for each
+    /// Keep Helm processes running between renders, if the Helm program is helm-worker. `false` starts a process for each render
     #[arg(long, env = "PINION_HELM_WORKERS", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     helm_workers: bool,
 
-    /// Address of the admin port: /healthz, /readyz, /metrics, and /api/v1/pins for loopback or with the token
+    /// Address of the admin port: /healthz, /readyz, /metrics, and /api/v1/pins (for loopback, or with `--api-token`)
     #[arg(long, env = "PINION_ADMIN_ADDRESS", value_name = "ADDRESS", default_value = "0.0.0.0:8080")]
     admin_address: SocketAddr,
 
-    /// Token that opens /api to others than loopback, as `Authorization: Bearer …` [default: none does]
+    /// Token for /api from other hosts, sent as `Authorization: Bearer …` [default: only loopback may read]
     #[arg(long, env = "PINION_API_TOKEN", value_name = "TOKEN", hide_env_values = true)]
     api_token: Option<String>,
 

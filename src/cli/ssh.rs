@@ -16,12 +16,12 @@ use crate::egress::ssh::{ERROR, HEADER, MAX_PIECE, OUTPUT, Order, STATUS};
 /// Longest head of the answer, in bytes.
 const MAX_HEAD: u64 = 64 << 10;
 
-/// Let the render's proxy run ssh, which has keys that are not readable here
+/// Ask the render's proxy to run ssh; the keys are not readable in the sandbox
 ///
 /// For `GIT_SSH_COMMAND` of Git in a sandbox. The proxy is that of PINION_PROXY.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// What Git tells ssh
+    /// The arguments that Git gives ssh
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }

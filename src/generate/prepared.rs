@@ -142,15 +142,44 @@ pub fn read_rules(checkout: &Checkout, application: &Application) -> Result<Rule
 /// Files that nothing reads, though they were probably meant as ours.
 fn misnamed_files(checkout: &Checkout, application: &Application) -> Vec<Failure> {
     let name = &application.name;
-    let names = [".pinion".to_owned(), format!(".pinion-{name}"), format!(".pinion-lock-{name}")];
-    let is_there = |name: &String| checkout.resolve_path(checkout.app(), &format!("{name}.yml")).is_ok();
-    let found = names.iter().filter(|name| !name.contains('/') && is_there(name));
-    found.map(|name| misnamed(shown(&checkout.app().join(format!("{name}.yml"))), name)).collect()
+    if name.contains('/') {
+        return Vec::new();
+    }
+    let ends = [String::new(), format!("-{name}"), format!("-lock-{name}")];
+    // A listing would bring the whole directory to the disk.
+    let near = ends.iter().flat_map(|end| {
+        let underscored = end.replacen('-', "_", 1);
+        let names = [
+            format!(".pinion{end}.yml"),
+            format!(".pinion{end}.json"),
+            format!(".pinions{end}.yaml"),
+            format!(".Pinion{end}.yaml"),
+        ];
+        names.into_iter().chain((underscored != *end).then(|| format!(".pinion{underscored}.yaml")))
+    });
+    let found = near.filter(|near| checkout.resolve_path(checkout.app(), near).is_ok());
+    found.filter_map(|near| Some(misnamed(shown(&checkout.app().join(&near)), &meant_name(&near)?))).collect()
 }
 
-/// The failure of a file that is named as we name none.
-pub(crate) fn misnamed(place: String, stem: &str) -> Failure {
-    Failure::text(place, "a file of this name is not read", Some(format!("name it `{}.yaml`", printable(stem))))
+/// The name that was meant by the name of a file which is nearly that of a rules file or lock file.
+pub(crate) fn meant_name(file: &str) -> Option<String> {
+    let (stem, end) = file.rsplit_once('.')?;
+    if !["yaml", "yml", "json"].iter().any(|known| end.eq_ignore_ascii_case(known)) {
+        return None;
+    }
+    let (head, rest) = stem.find(['-', '_']).map_or((stem, None), |at| (&stem[..at], Some(&stem[at + 1..])));
+    let head = head.to_ascii_lowercase();
+    // One letter too much, too few or wrong, or two exchanged.
+    if !head.starts_with(".p") || strsim::osa_distance(&head, ".pinion") > 1 {
+        return None;
+    }
+    let meant = rest.map_or_else(|| ".pinion.yaml".to_owned(), |rest| format!(".pinion-{rest}.yaml"));
+    (meant != file).then_some(meant)
+}
+
+/// The failure of a file that nothing reads.
+pub(crate) fn misnamed(place: String, meant: &str) -> Failure {
+    Failure::text(place, "a file of this name is not read", Some(format!("name it `{}`", printable(meant))))
 }
 
 fn read_overrides(checkout: &Checkout, application: &Application) -> Result<PinOverrides, Failures> {
@@ -182,4 +211,38 @@ pub(super) fn render_failure(error: &RenderError) -> Failure {
         _ => FailureKind::Invalid,
     };
     Failure::new("", error, error.hint()).of_kind(kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_spellings_of_our_files_are_known() {
+        for (file, meant) in [
+            (".pinion.yml", ".pinion.yaml"),
+            (".pinion.YAML", ".pinion.yaml"),
+            (".pinion.json", ".pinion.yaml"),
+            (".Pinion.yaml", ".pinion.yaml"),
+            (".pinions.yaml", ".pinion.yaml"),
+            (".pinoin.yaml", ".pinion.yaml"),
+            (".pinion-web.yml", ".pinion-web.yaml"),
+            (".pinion_web.yaml", ".pinion-web.yaml"),
+            (".pinion-lock-my_app.yml", ".pinion-lock-my_app.yaml"),
+        ] {
+            assert_eq!(meant_name(file).as_deref(), Some(meant), "{file}");
+        }
+        for file in [
+            ".pinion.yaml",
+            ".pinion-web.yaml",
+            ".pinion-my_app.yaml",
+            ".pinion-lock-web.yaml",
+            "pinion.yaml",
+            ".onion.yaml",
+            ".pinion",
+            ".pinion.txt",
+        ] {
+            assert_eq!(meant_name(file), None, "{file}");
+        }
+    }
 }

@@ -8,18 +8,23 @@ use clap::{Args, CommandFactory, Parser};
 use crate::image::{ImageError, Repository, printable, split_tag};
 use crate::policy::{Notation, Policy, PolicyError, Settings};
 
+/// The help for strategies and constraints.
+pub const STRATEGIES: &str = "STRATEGY is one of semver (the default), newest-build, alphabetical, numerical, digest. All other words are \
+    the constraint: a semantic version range such as `~1.2` or `>=1 <2` (write `~1-0` to permit pre-releases), `asc` or `desc` for \
+    alphabetical and numerical, the tag to follow for digest.";
+
 /// Words and flags that say which image is meant and which of its tags is permitted.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct Words {
-    /// [IMAGE[:CONSTRAINT] | @ALIAS] [STRATEGY] [CONSTRAINT…]
-    ///
-    /// A word with `/` is an image, `@alias` a rule. STRATEGY is one of semver (the default), newest-build, alphabetical, numerical,
-    /// digest. All other words are the constraint: a semantic version range such as `~1.2` or `>=1 <2` (write `~1-0` to permit
-    /// pre-releases), `asc` or `desc` for alphabetical and numerical, the tag to follow for digest.
-    #[arg(value_name = "WORDS")]
+    /// Image or alias, strategy, and constraint. The help is that of `pinion resolve`, which takes no alias.
+    #[arg(
+        value_name = "WORDS",
+        help = "IMAGE[:CONSTRAINT] [STRATEGY] [CONSTRAINT…]",
+        long_help = format!("IMAGE[:CONSTRAINT] [STRATEGY] [CONSTRAINT…]\n\nIMAGE is the word with `/`, else the first word. {STRATEGIES}")
+    )]
     pub words: Vec<String>,
 
-    /// The image, where its name holds no `/`, as in `--image nginx`
+    /// The image, if its name has no `/`, as in `--image nginx`
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
 

@@ -9,7 +9,7 @@ pub enum PolicyError {
     #[error("unknown strategy `{name}`")]
     UnknownStrategy { name: String },
     /// An old name of Image Updater's stands in a placeholder.
-    #[error("strategy `{old}` is called otherwise here")]
+    #[error("strategy `{old}` has another name here")]
     Renamed { old: &'static str, new: &'static str },
     #[error("`{text}` is not a version constraint")]
     Constraint {

@@ -43,11 +43,11 @@ pub struct Settings {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     pub with_digest: Option<bool>,
 
-    /// The tag to use when none is permitted, or when nothing was ever known and the registry cannot be asked
+    /// The tag to use when none is permitted, or when the registry cannot be asked and no earlier answer is stored
     #[arg(long, value_name = "TAG")]
     pub fallback: Option<String>,
 
-    /// The credential to ask with, such as `pullsecret:NAMESPACE/NAME`, if the operator permits it
+    /// The credential for the registry, such as `env:GHCR`, if the operator permits it
     #[arg(long, value_name = "SOURCE")]
     pub pull_secret: Option<String>,
 

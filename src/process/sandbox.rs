@@ -115,11 +115,11 @@ pub enum Mode {
     #[default]
     #[value(skip)]
     Default,
-    /// Refuse a child whose profile is not kept whole
+    /// Refuse the tool
     Require,
-    /// Take what there is, and say at start what is missing
+    /// Run the tool with what the kernel enforces, and log at start what is missing
     BestEffort,
-    /// No sandbox at all
+    /// Run every tool without a sandbox
     Off,
 }
 
@@ -194,7 +194,7 @@ impl fmt::Display for Level {
 
 /// A child's profile is not kept, and the operator does not accept less.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this kernel does not keep a tool to the sandbox profile `{profile}` ({level})")]
+#[error("this kernel cannot enforce the sandbox profile `{profile}` ({level})")]
 pub struct NotKept {
     profile: Profile,
     level: Level,

@@ -128,7 +128,16 @@ impl RegistryError {
             ),
             Self::WantsTls { registry } => format!("set `api_url: https://{registry}` in its entry in `registries.conf`"),
             Self::Tls { source, .. } => tls_hint(&**source),
-            Self::Unavailable { .. } | Self::Malformed { .. } | Self::TooLarge { .. } | Self::Credentials { .. } => return None,
+            Self::Unavailable { registry, .. } => {
+                format!("check that `{registry}` is up, and that DNS and the network let this machine reach it")
+            }
+            Self::Malformed { registry, .. } => {
+                format!("if `{registry}` is behind a proxy or has an `api_url` in `registries.conf`, check that this leads to a registry")
+            }
+            Self::Credentials { .. } => {
+                "check that the variable, file or program that the credential names is there, and gives `user:password`".to_owned()
+            }
+            Self::TooLarge { .. } => return None,
         })
     }
 }

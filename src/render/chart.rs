@@ -225,6 +225,15 @@ fn chart_file(files: &Files<'_>, dir: &Path) -> Result<ChartFile, RenderError> {
     files.read(&path)?.map_or_else(|| Ok(ChartFile::default()), |text| parse(&path, &text))
 }
 
+/// Checks a `Chart.yaml` by itself.
+///
+/// # Errors
+///
+/// When Helm would not read it.
+pub fn check_chart(path: &Path, text: &str) -> Result<(), RenderError> {
+    parse(path, text).map(drop)
+}
+
 fn parse(path: &Path, text: &str) -> Result<ChartFile, RenderError> {
     let wrong =
         |error: &dyn std::fmt::Display| RenderError::invalid(format!("`{}` is not what Helm expects: {error}", shown(path)));

@@ -144,7 +144,7 @@ fn pins(report: &PinReport, token: Option<&str>, ConnectInfo(peer): ConnectInfo<
     if (peer.ip().is_loopback() && is_asked_by_loopback(headers)) || is_token(header, token) {
         ([(CONTENT_TYPE, "application/json")], report.json()).into_response()
     } else {
-        (StatusCode::UNAUTHORIZED, "from elsewhere than localhost, and by another name, a token is needed: set PINION_API_TOKEN and send it as `Authorization: Bearer`\n")
+        (StatusCode::UNAUTHORIZED, "a token is required unless the request comes from loopback for `localhost`: set PINION_API_TOKEN and send it as `Authorization: Bearer …`\n")
             .into_response()
     }
 }

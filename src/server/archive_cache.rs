@@ -50,13 +50,13 @@ impl ArchiveCache {
         let mut kept = lock(&self.kept);
         let slot = kept.iter().position(|(key, _)| key == checksum)?;
         let found = kept.remove(slot)?;
-        let pack = Arc::clone(&found.1);
+        let index = Arc::clone(&found.1);
         kept.push_back(found);
-        Some(pack)
+        Some(index)
     }
 
-    fn put(&self, checksum: &str, pack: &Arc<ArchiveIndex>) {
-        if self.archives == 0 || pack.cost() > self.bytes {
+    fn put(&self, checksum: &str, index: &Arc<ArchiveIndex>) {
+        if self.archives == 0 || index.cost() > self.bytes {
             return;
         }
         let mut dropped = Vec::new();
@@ -64,8 +64,8 @@ impl ArchiveCache {
         if kept.iter().any(|(key, _)| key == checksum) {
             return;
         }
-        kept.push_back((checksum.to_owned(), Arc::clone(pack)));
-        while kept.len() > self.archives || kept.iter().map(|(_, pack)| pack.cost()).sum::<u64>() > self.bytes {
+        kept.push_back((checksum.to_owned(), Arc::clone(index)));
+        while kept.len() > self.archives || kept.iter().map(|(_, index)| index.cost()).sum::<u64>() > self.bytes {
             dropped.extend(kept.pop_front());
         }
         // Files are closed without the lock.
@@ -89,8 +89,8 @@ impl Slot<'_> {
     }
 
     /// Keeps an archive whose checksum was verified.
-    pub fn put(self, pack: &Arc<ArchiveIndex>) {
-        self.archives.put(&self.checksum, pack);
+    pub fn put(self, index: &Arc<ArchiveIndex>) {
+        self.archives.put(&self.checksum, index);
     }
 }
 
@@ -102,8 +102,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    /// A pack of one file, with what its index costs.
-    fn pack(bytes: u64) -> Arc<ArchiveIndex> {
+    /// The index of one file, with what its index costs.
+    fn index(bytes: u64) -> Arc<ArchiveIndex> {
         let mut builder = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
         let mut header = tar::Header::new_gnu();
         header.set_size(bytes);
@@ -120,25 +120,25 @@ mod tests {
     #[test]
     fn the_longest_unused_goes_first() {
         let archives = ArchiveCache::new(2, 10_000);
-        archives.put("a", &pack(10));
-        archives.put("b", &pack(10));
+        archives.put("a", &index(10));
+        archives.put("b", &index(10));
         assert!(archives.get("a").is_some());
-        archives.put("c", &pack(10));
+        archives.put("c", &index(10));
         assert!(archives.get("a").is_some() && archives.get("b").is_none() && archives.get("c").is_some());
     }
 
     #[test]
     fn bytes_are_bounded_and_an_index_counts() {
-        let cost = pack(0).cost();
+        let cost = index(0).cost();
         assert!(cost > 50, "an empty file's entry costs memory: {cost}");
         let archives = ArchiveCache::new(10, 100 + 2 * cost);
-        archives.put("a", &pack(60));
-        archives.put("too long", &pack(200 + cost));
+        archives.put("a", &index(60));
+        archives.put("too long", &index(200 + cost));
         assert!(archives.get("a").is_some() && archives.get("too long").is_none());
-        archives.put("b", &pack(60));
+        archives.put("b", &index(60));
         assert!(archives.get("a").is_none() && archives.get("b").is_some());
         let none = ArchiveCache::new(0, 100);
-        none.put("a", &pack(1));
+        none.put("a", &index(1));
         assert!(none.get("a").is_none());
     }
 
@@ -152,8 +152,8 @@ mod tests {
         assert!(other.slot("b").await.get().is_none());
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!second.is_finished());
-        first.put(&pack(1));
-        assert!(second.await.expect("it ends"), "found on the archives");
+        first.put(&index(1));
+        assert!(second.await.expect("it ends"), "found in the cache");
         // One that fails lets the next one try, and locks that nobody holds are forgotten.
         drop(archives.slot("c").await);
         assert!(archives.slot("d").await.get().is_none());

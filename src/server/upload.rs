@@ -35,7 +35,7 @@ const BUFFERED: usize = 4;
 /// A request that has arrived.
 #[derive(Clone, Debug)]
 pub struct Upload {
-    pack: Arc<ArchiveIndex>,
+    index: Arc<ArchiveIndex>,
     work_dir: PathBuf,
     keep_modes: bool,
     rel_path: String,
@@ -53,7 +53,7 @@ impl Upload {
     pub fn checkout(&self) -> Result<Checkout, Status> {
         let failed = |error: io::Error| Status::internal(format!("error creating work dir: {error}"));
         let dir = tempfile::Builder::new().prefix("request-").tempdir_in(&self.work_dir).map_err(failed)?;
-        let tree = LazyCheckout::new(Arc::clone(&self.pack), dir, self.keep_modes).map_err(failed)?;
+        let tree = LazyCheckout::new(Arc::clone(&self.index), dir, self.keep_modes).map_err(failed)?;
         Checkout::lazy(Arc::new(tree), Path::new(&self.rel_path)).map_err(|error| match error {
             WorkspaceError::Io { .. } => Status::internal(chain(&error)),
             WorkspaceError::Missing { .. } | WorkspaceError::NoDirectory { .. } => {
@@ -85,7 +85,7 @@ pub struct Uploads {
 }
 
 impl Uploads {
-    /// Receives everything. An archive that is on the archives is verified and not read again. Whose request it is, is told as soon as it is
+    /// Receives everything. An archive that is in the cache is verified and not read again. Whose request it is, is told as soon as it is
     /// known: also when the rest does not arrive.
     ///
     /// # Errors
@@ -99,7 +99,7 @@ impl Uploads {
             return Err(Status::invalid_argument("error getting stream metadata: metadata is nil"));
         };
         *whose = variable(&metadata.env, "ARGOCD_APP_NAME").unwrap_or_default();
-        // A push makes every application of a repository send the same: those that wait here find it on the archives.
+        // A push makes every application of a repository send the same: those that wait here find it in the cache.
         let slot = self.archives.slot(&metadata.checksum).await;
         let turn = if slot.get().is_none() { self.at_once.acquire().await.ok() } else { None };
         // Somebody else may have filled it since.
@@ -135,15 +135,15 @@ impl Uploads {
             return Err(Status::invalid_argument("file checksum validation error"));
         }
         let is_known = kept.is_some();
-        let pack = match (kept, read) {
+        let index = match (kept, read) {
             (Some(kept), _) => kept,
             (None, Some(read)) => Arc::new(read.map_err(|error| Status::invalid_argument(chain(&error)))?),
             (None, None) => return Err(Status::internal("nothing was read")),
         };
-        slot.put(&pack);
+        slot.put(&index);
         drop(turn);
         Ok(Upload {
-            pack,
+            index,
             work_dir: self.work_dir.clone(),
             keep_modes: self.keep_modes,
             rel_path: metadata.app_rel_path,

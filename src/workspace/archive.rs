@@ -48,7 +48,7 @@ pub enum ArchiveError {
     Name(String),
     #[error("illegal filepath in symlink: `{0}`")]
     Link(String),
-    #[error("`{0}` stands in the archive as a file and as a directory")]
+    #[error("`{0}` is in the archive as a file and as a directory")]
     EntryError(String),
     #[error("the archive holds more than {} bytes; a larger one is taken with `--max-archive-bytes`", .0.bytes)]
     TooLong(Bounds),
@@ -58,7 +58,7 @@ pub enum ArchiveError {
     TooLongNames(Bounds),
     #[error("the links on the way to `{0}` lead too far")]
     TooFar(String),
-    #[error("too many directories stand above `{0}`")]
+    #[error("`{0}` is below too many directories")]
     TooDeep(String),
     #[error("the archive cannot be read")]
     Read(#[source] io::Error),
@@ -74,16 +74,16 @@ pub enum ArchiveError {
 pub fn read(archive: impl BufRead, contents: File, bounds: Bounds) -> Result<ArchiveIndex, ArchiveError> {
     let copy = contents.try_clone().map_err(ArchiveError::Write)?;
     let mut archive = Archive::new(Inflated::new(archive, copy, bounds));
-    let pack = entries(&mut archive, contents, bounds);
+    let index = entries(&mut archive, contents, bounds);
     let inflated = archive.into_inner();
     match inflated.problem {
         Some(problem) => Err(problem),
-        None => Ok(pack?.holding(inflated.bytes)),
+        None => Ok(index?.holding(inflated.bytes)),
     }
 }
 
 fn entries(archive: &mut Archive<impl Read + Seek>, contents: File, bounds: Bounds) -> Result<ArchiveIndex, ArchiveError> {
-    let mut pack = ArchiveIndex::new(contents);
+    let mut index = ArchiveIndex::new(contents);
     let mut records = Records::default();
     // Raw: the crate itself would read a long name into memory, however long.
     for (number, entry) in archive.entries_with_seek().map_err(ArchiveError::Read)?.raw(true).enumerate() {
@@ -122,19 +122,19 @@ fn entries(archive: &mut Archive<impl Read + Seek>, contents: File, bounds: Boun
             EntryType::Regular | EntryType::Continuous => {
                 let size = entry.header().size().map_err(ArchiveError::Read)?;
                 let mode = entry.header().mode().unwrap_or(0o644) & 0o777;
-                pack.add_file(&place, entry.raw_file_position(), size, mode).map_err(misplaced)?;
+                index.add_file(&place, entry.raw_file_position(), size, mode).map_err(misplaced)?;
             }
-            EntryType::Directory => drop(pack.add_directory(&place).map_err(misplaced)?),
+            EntryType::Directory => drop(index.add_directory(&place).map_err(misplaced)?),
             EntryType::Symlink => {
                 let target = link.or_else(|| entry.link_name_bytes().map(std::borrow::Cow::into_owned)).unwrap_or_default();
                 let cut = place.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
-                let parent = pack.add_directory(&place[..cut]).map_err(misplaced)?;
+                let parent = index.add_directory(&place[..cut]).map_err(misplaced)?;
                 let target = inside(&parent, &target).ok_or_else(|| ArchiveError::Link(shown(&name)))?;
-                pack.add_link(&place, target).map_err(misplaced)?;
+                index.add_link(&place, target).map_err(misplaced)?;
             }
             _ => {}
         }
-        let (count, names) = pack.size();
+        let (count, names) = index.size();
         if count > bounds.entries {
             return Err(ArchiveError::TooMany(bounds));
         }
@@ -142,7 +142,7 @@ fn entries(archive: &mut Archive<impl Read + Seek>, contents: File, bounds: Boun
             return Err(ArchiveError::TooLongNames(bounds));
         }
     }
-    Ok(pack)
+    Ok(index)
 }
 
 /// What stands before an entry and is about it.
@@ -339,16 +339,16 @@ mod tests {
         read_bytes(&archive(entries), Bounds::default())
     }
 
-    fn content(pack: &ArchiveIndex, name: &str) -> String {
-        let Some(Entry::File { at, bytes, .. }) = pack.get(name.as_bytes()) else { panic!("`{name}` is no file") };
+    fn content(index: &ArchiveIndex, name: &str) -> String {
+        let Some(Entry::File { at, bytes, .. }) = index.get(name.as_bytes()) else { panic!("`{name}` is no file") };
         let mut text = vec![0; usize::try_from(*bytes).expect("it fits")];
-        pack.read(*at, &mut text).expect("it is there");
+        index.read(*at, &mut text).expect("it is there");
         String::from_utf8(text).expect("text")
     }
 
     #[test]
     fn what_argo_cd_sends_is_read() {
-        let pack = packed(&[
+        let index = packed(&[
             Directory("."),
             Directory("charts"),
             Content("charts/a.yaml", b"a: 1\n"),
@@ -363,15 +363,15 @@ mod tests {
             Content("/absolute", b"as Go's server joins it"),
         ])
         .expect("an archive");
-        assert_eq!(content(&pack, "charts/a.yaml"), "a: 1\n");
-        assert_eq!(content(&pack, "deep/er/b.yaml"), "b");
-        assert_eq!(content(&pack, "deep/c.yaml"), "through a link that stays inside");
-        assert_eq!(content(&pack, "absolute"), "as Go's server joins it");
-        assert_eq!(pack.get(b"link.yaml"), Some(&Entry::Link { target: Name::from(*b"charts/a.yaml") }));
-        assert_eq!(pack.get(b"charts/up"), Some(&Entry::Link { target: Name::from(*b"deep") }));
-        assert!(matches!(pack.get(b"charts/a.yaml"), Some(Entry::File { mode: 0o755, .. })), "without its special bits");
+        assert_eq!(content(&index, "charts/a.yaml"), "a: 1\n");
+        assert_eq!(content(&index, "deep/er/b.yaml"), "b");
+        assert_eq!(content(&index, "deep/c.yaml"), "through a link that stays inside");
+        assert_eq!(content(&index, "absolute"), "as Go's server joins it");
+        assert_eq!(index.get(b"link.yaml"), Some(&Entry::Link { target: Name::from(*b"charts/a.yaml") }));
+        assert_eq!(index.get(b"charts/up"), Some(&Entry::Link { target: Name::from(*b"deep") }));
+        assert!(matches!(index.get(b"charts/a.yaml"), Some(Entry::File { mode: 0o755, .. })), "without its special bits");
         for name in ["pipe", "device", "hard"] {
-            assert_eq!(pack.get(name.as_bytes()), None);
+            assert_eq!(index.get(name.as_bytes()), None);
         }
     }
 
@@ -384,7 +384,7 @@ mod tests {
             format!("{}{rest}", rest.len() + length)
         };
         let pax = record("mtime", "1.5") + &record("path", &long) + &record("comment", "a\nb=c");
-        let pack = packed(&[
+        let index = packed(&[
             Other("pax", EntryType::XHeader, pax.as_bytes()),
             Content("cut", b"1"),
             Other("gnu", EntryType::GNULongName, format!("other/{long}\0").as_bytes()),
@@ -394,9 +394,9 @@ mod tests {
             Content("plain", b"3"),
         ])
         .expect("an archive");
-        assert_eq!((content(&pack, &long), content(&pack, &format!("other/{long}"))), ("1".into(), "2".into()));
-        assert_eq!(pack.get(b"link"), Some(&Entry::Link { target: long.into_bytes().into() }));
-        assert_eq!(content(&pack, "plain"), "3");
+        assert_eq!((content(&index, &long), content(&index, &format!("other/{long}"))), ("1".into(), "2".into()));
+        assert_eq!(index.get(b"link"), Some(&Entry::Link { target: long.into_bytes().into() }));
+        assert_eq!(content(&index, "plain"), "3");
         // Records that lead out are names like others.
         let outside = packed(&[Other("pax", EntryType::XHeader, record("path", "../x").as_bytes()), Content("cut", b"1")]);
         assert_eq!(outside.expect_err("outside"), "illegal filepath in archive: `../x`");
@@ -423,8 +423,8 @@ mod tests {
             (&[Link("l", "/etc/passwd")], "illegal filepath in symlink: `l`"),
             (&[Link("a/l", "../../outside")], "illegal filepath in symlink: `a/l`"),
             (&[Directory("d"), Link("d/top", ".."), Link("d/top/out", "../x")], "illegal filepath in symlink: `d/top/out`"),
-            (&[Content("a", b"x"), Content("a/b", b"x")], "`a/b` stands in the archive as a file and as a directory"),
-            (&[Directory("a"), Content("a", b"x")], "`a` stands in the archive as a file and as a directory"),
+            (&[Content("a", b"x"), Content("a/b", b"x")], "`a/b` is in the archive as a file and as a directory"),
+            (&[Directory("a"), Content("a", b"x")], "`a` is in the archive as a file and as a directory"),
         ] {
             assert_eq!(packed(entries).expect_err(message), message);
         }

@@ -17,6 +17,22 @@ fn select(input: &str, words: &[&str]) -> (i32, String, String) {
 }
 
 #[test]
+fn select_reads_what_skopeo_prints() {
+    for input in [
+        "{\n    \"Repository\": \"ghcr.io/acme/web\",\n    \"Tags\": [\n        \"1.0.0\",\n        \"1.1.0\",\n        \"2.0.0\"\n    ]\n}\n",
+        "{\"name\": \"acme/web\", \"tags\": [\"1.1.0\", \"2.0.0\"]}",
+        "[\n  \"1.1.0\",\n  \"1.0.0\"\n]\n",
+        "{\"tag\": \"1.1.0\"}\n{\"tag\": \"1.0.0\"}\n",
+    ] {
+        assert_eq!(select(input, &["~1"]), (0, "1.1.0\n".into(), String::new()), "{input}");
+    }
+    let (status, _, error) = select("1.0.0\n{\"name\": \"1.1.0\"}\n", &["~1"]);
+    assert_eq!(status, 1);
+    assert!(error.starts_with("error: standard input:2: unknown field `name`"), "{error}");
+    assert!(error.contains("hint: a line is a tag or an object such as `{\"tag\": \"1.2.0\"}`"), "{error}");
+}
+
+#[test]
 fn select_prints_the_winner_alone() {
     let tags = "1.0.0\n1.1.0\n1.2.0-rc.1\nlatest\n\n";
     assert_eq!(select(tags, &["~1"]), (0, "1.1.0\n".into(), String::new()));
@@ -129,6 +145,57 @@ fn help_teaches() {
     ] {
         let help = offline().run([command, "--help"]).ok();
         assert!(help.contains(wanted), "{command}: {help}");
+    }
+}
+
+#[test]
+fn check_reports_what_a_render_would_refuse() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let write = |path: &str, text: &[u8]| {
+        let path = dir.path().join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).and_then(|()| fs::write(path, text)).expect("written");
+    };
+    let driver = offline().within(dir.path());
+    write("a/values.yaml", b"image:\n  tag: $(pin @nope)\n");
+    write("a/Chart.yaml", b"apiVersion: v2\nname: a\nversion: 1.0.0\n");
+    let ran = driver.run(["check"]);
+    assert_eq!(ran.status, 0, "the parameter `images` may have it: {}", ran.stderr);
+    assert!(ran.stderr.contains("a/values.yaml:2:8: no rules file below DIR has the alias `nope`"), "{}", ran.stderr);
+    write("a/.pinion.yaml", b"apiVersion: pinion.dev/v1\nkind: Rules\nimages:\n- {alias: nope, imageName: 'ghcr.io/a/b:~2'}\n");
+    assert!(!driver.run(["check"]).stderr.contains("alias"));
+
+    write("b/values.yaml", b"a: \xff\xfe x\n");
+    write("b/Chart.yaml", b"name: [\n");
+    write("c/values.yaml", b"a: [\n");
+    write("c/.pinoin.yaml", b"kind: Rules\n");
+    write("c/data.yaml", b"\xff\xfe");
+    let error = driver.run(["check"]).err();
+    for wanted in [
+        "b/values.yaml: it is not UTF-8 text\n  hint: Helm and Kustomize read UTF-8",
+        "`b/Chart.yaml` is not what Helm expects: ",
+        "c/values.yaml:1:4: unclosed bracket",
+        "c/.pinoin.yaml: a file of this name is not read\n  hint: name it `.pinion.yaml`",
+    ] {
+        assert!(error.contains(wanted), "{wanted}: {error}");
+    }
+    assert!(!error.contains("data.yaml"), "{error}");
+}
+
+#[test]
+fn files_that_cannot_be_read_are_named_with_what_to_do() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let driver = offline().within(dir.path());
+    fs::write(dir.path().join("file"), "").expect("written");
+    for (words, wanted) in [
+        (&["generate", ".", "-a", "nope.yaml"][..], "error: nope.yaml: it cannot be read: No such file"),
+        (&["generate", ".", "-a", "."], "error: .: it cannot be read: Is a directory"),
+        (&["check", ".", "-a", "nope.yaml"], "error: nope.yaml: it cannot be read: No such file"),
+        (&["generate", "file"], "error: `file` is not a directory"),
+        (&["check", "file"], "error: `file` is not a directory"),
+        (&["check", "nope"], "error: `nope` does not exist"),
+    ] {
+        let error = driver.run(words.iter().copied()).err();
+        assert!(error.starts_with(wanted), "{words:?}: {error}");
     }
 }
 

@@ -161,7 +161,7 @@ async fn applications_of_others_are_refused_with_what_to_write() {
     assert_eq!(
         repository.err(&["generate", "-a", "native.yaml"]),
         "error: native.yaml: Application `web` has no source with a `plugin` block
-  hint: replace `helm` in `spec.source` by
+  hint: replace `helm` in `spec.source` with
     plugin:
       name: pinion@v1
       parameters:
@@ -175,7 +175,7 @@ async fn applications_of_others_are_refused_with_what_to_write() {
     );
     assert_eq!(
         repository.err(&["generate", "-a", "text.yaml"]),
-        "error: text.yaml: line 4: parameter `helm-skip-crds`: `string` is `true`, which is no text for Kubernetes
+        "error: text.yaml: line 4: parameter `helm-skip-crds`: `string` is `true`, which Kubernetes does not read as text
   hint: write it in quotes: `\"true\"`"
     );
 }
