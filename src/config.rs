@@ -1,6 +1,6 @@
 //! What the operator sets: flags, environment (`PINION_*`) and a file become one checked [`Config`].
 //!
-//! A flag wins over its variable, the variable over the file ([`file`]), the file over the default.
+//! A flag wins over its variable, the variable over the file ([`mod@file`]), the file over the default.
 
 pub mod file;
 
@@ -209,7 +209,7 @@ pub enum ConfigError {
 }
 
 impl Raw {
-    /// Checks the settings. A file is not read here: it was, before ([`file`]).
+    /// Checks the settings. A file is not read here: it was, before ([`mod@file`]).
     ///
     /// # Errors
     ///

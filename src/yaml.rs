@@ -59,7 +59,7 @@ impl<'t> Tree<'t> {
     ///
     /// # Errors
     ///
-    /// [`YamlError`] with the position at which reading failed, also past [`MAX_NODES`] nodes.
+    /// [`YamlError`] with the position at which reading failed, also past `MAX_NODES` nodes.
     pub fn parse(text: &'t str) -> Result<Self, YamlError> {
         let mut tree = Self::default();
         let mut anchors: HashMap<usize, NodeId> = HashMap::new();
