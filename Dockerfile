@@ -26,7 +26,7 @@ RUN if ! { command -v git && command -v ssh && test -s /etc/ssl/certs/ca-certifi
         && rm -rf /var/lib/apt/lists/*; \
     fi \
     # The repo-server's own user, so that each can use the other's socket.
-    && { getent passwd 999 >/dev/null || useradd --uid 999 --user-group --create-home --home-dir /home/argocd argocd; }
+    && { getent passwd 999 >/dev/null || { groupadd --gid 999 argocd && useradd --system --uid 999 --gid 999 --create-home --home-dir /home/argocd argocd; }; }
 COPY plugin.yaml /home/argocd/cmp-server/config/plugin.yaml
 ENV HOME=/home/argocd
 USER 999

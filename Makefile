@@ -3,7 +3,7 @@ SHELL := /bin/sh
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help build helm-worker demo demo-registry test generate lint soak bench fuzz fuzz-sandbox tools deny clean
+.PHONY: help build helm-worker demo demo-registry test e2e generate lint soak bench fuzz fuzz-sandbox tools deny clean
 
 # Seconds for each target of `make fuzz`. A full run is 600.
 FUZZ_SECONDS ?= 60
@@ -31,6 +31,10 @@ test: tools lint ## Everything that CI checks
 	cargo test --locked
 	target/debug/examples/demo >target/demo.txt && ! grep -E '.{101}' target/demo.txt
 	cd helm-worker && PATH="$$PATH:$(CURDIR)/.tools/go/go/bin" CGO_ENABLED=0 go test ./...
+
+e2e: ## Install the chart into a real Argo CD and drive it; E2E=NAME runs the scenarios with that name
+	scripts/tools --e2e
+	cargo test --locked --test e2e -- $(E2E)
 
 generate: ## Write plugin.yaml, the chart's copy and docs/parameters.md from the table of parameters; the chart's README from its values
 	PINION_BLESS=1 cargo test --locked --test pinion generated::
