@@ -78,12 +78,14 @@ fn objects_of_every_switch_are_accepted(installation: &mut Installation) {
         "extraEnv": [{"name": "A", "value": "b"}],
         "envFrom": [{"secretRef": {"name": "more"}}],
     });
-    for values in [json!({}), all.clone(), json!({"mode": "generate"}), json!({"store": {"type": "memory"}})] {
+    for mut values in [json!({}), all, json!({"mode": "generate"}), json!({"store": {"type": "memory"}})] {
+        // Ports are merged by their numbers, so another one would be a second one of the same name.
+        values["admin"] = json!({"port": installation.admin_port});
         let values = values.to_string();
         for print in ["", "patch"] {
             let objects = template(installation.directory.path(), &values, print);
             let arguments =
-                ["apply", "--server-side", "--field-manager=check", "--force-conflicts", "--dry-run=server", "-f", "-"];
+                ["apply", "--server-side", "--field-manager=pinion", "--force-conflicts", "--dry-run=server", "-f", "-"];
             let said = installation.cluster.kubectl(&[&arguments[..], &["-n", "argocd"]].concat(), &objects);
             assert!(said.contains("serverside-applied"), "{said}");
         }
