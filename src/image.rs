@@ -356,7 +356,7 @@ fn is_path_part(part: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// Rows of Docker's reference normalisation and of `reference/image-updater.md` §2.1.
+    /// As Docker normalises references, and Argo CD Image Updater 1.3 reads names.
     #[test]
     fn repositories_are_read_as_docker_reads_them() {
         for (text, canonical) in [
@@ -417,7 +417,7 @@ mod tests {
         assert!("a/b@sha256:12".parse::<Reference>().is_err());
     }
 
-    /// Names that registries were seen to send, `reference/registries.md` §1.2 and §1.4.
+    /// Names that registries were seen to send, and names that would break a file, a log or YAML.
     #[test]
     fn hostile_tags_are_refused() {
         let long = "a".repeat(129);

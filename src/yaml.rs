@@ -417,7 +417,7 @@ mod tests {
         assert_eq!(*offsets.last().expect("an end"), 20);
     }
 
-    /// Legal tags that a registry accepted, with what YAML 1.1 makes of them: `reference/registries.md` §5.
+    /// Legal tags that a registry accepted, with what YAML 1.1 makes of them.
     #[test]
     fn texts_that_change_type_are_known() {
         for text in [

@@ -176,7 +176,7 @@ mod tests {
         beside(&tree, &tree.parents(), scalar, keys).map(|image| image.text().to_owned()).map_err(|error| error.to_string())
     }
 
-    /// The ways of the design, §2 (3).
+    /// The keys beside a tag that name its image: see docs/placeholders.md.
     #[test]
     fn siblings_name_the_image() {
         for (mapping, image) in [

@@ -232,7 +232,7 @@ mod tests {
         }
     }
 
-    /// The placeholders of the design, §2.
+    /// The placeholders that docs/placeholders.md shows.
     #[test]
     fn words_are_told_apart() {
         let image = |text: &str| Some(text.to_owned());

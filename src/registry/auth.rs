@@ -186,7 +186,7 @@ mod tests {
         }
     }
 
-    /// The class of CVE-2026-48978, `reference/registries.md` §5.
+    /// A registry that names a token service of its own choice would get the credentials (the class of CVE-2026-48978).
     #[test]
     fn only_permitted_token_services_are_named() {
         let declared =

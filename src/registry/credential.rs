@@ -236,7 +236,7 @@ mod tests {
         }
     }
 
-    /// `reference/image-updater.md` §4.
+    /// The forms of `credentials` in Image Updater's registries.conf.
     #[test]
     fn sources_are_read_as_image_updater_reads_them() {
         for (text, shown) in [

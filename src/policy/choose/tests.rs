@@ -64,7 +64,7 @@ fn winner(policy: &Policy, candidates: &[Candidate]) -> String {
     policy.choose(candidates, NOW).map_or_else(|error| error.to_string(), |selection| selection.tag.to_string())
 }
 
-/// Rows of `reference/image-updater.md` §2.3, §3.3 and §8, and of Flux's policies.
+/// What Argo CD Image Updater 1.3 chooses, and Flux's policies.
 #[test]
 fn strategies_pick_by_name() {
     for (strategy, constraint, tags, picked) in [

@@ -1,7 +1,7 @@
 //! Reading all pages of a repository's tags, from every dialect there is.
 //!
 //! The [specification] leaves paging to the registry, and registries differ: some send everything, some send `Link`, some page only by
-//! `last`, some ignore both (`reference/registries.md` §1.4 and §4). So the first request asks for no size. With a `Link` we go on by its
+//! `last`, some ignore both. So the first request asks for no size. With a `Link` we go on by its
 //! cursor, in pages of a thousand, always at our own address: links were seen with lost paths, wrong ports and other hosts. Without
 //! one, and when the number of tags looks like a page's size, one more request asks for what follows the last tag.
 //!
@@ -277,7 +277,7 @@ mod tests {
         next(&headers, &own).map(|cursor| cursor.map(join))
     }
 
-    /// `reference/registries.md` §4.
+    /// `Link` headers as registries were seen to send them.
     #[test]
     fn cursors_are_found_in_every_link() {
         for (lines, cursor) in [

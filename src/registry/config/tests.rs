@@ -80,7 +80,7 @@ fn a_missing_file_is_named() {
     assert_eq!(error.to_string(), "could not read `/nonexistent/registries.conf`");
 }
 
-/// `reference/image-updater.md` §1c, "Endpoint selection".
+/// The longest prefix wins, as in Argo CD Image Updater 1.3.
 #[test]
 fn repositories_find_their_endpoint() {
     let config = parse(
@@ -107,7 +107,7 @@ fn repositories_find_their_endpoint() {
     }
 }
 
-/// Image Updater keeps asking anonymously here (`reference/image-updater.md` §1c, gotcha 2).
+/// Image Updater keeps asking anonymously here.
 #[test]
 fn a_redeclared_docker_hub_applies_to_images_without_a_registry() {
     let config =
@@ -140,7 +140,7 @@ fn dockers_name_for_its_credentials_is_not_its_address() {
     assert_eq!(route(&config, "nginx").0, "https://registry-1.docker.io");
 }
 
-/// `reference/image-updater.md` §1c.
+/// The values of `tagsortmode`.
 #[test]
 fn the_order_of_listings_is_read_as_image_updater_reads_it() {
     for (line, order) in [

@@ -117,7 +117,7 @@ async fn a_failing_token_service_is_no_wrong_password() {
     }
 }
 
-/// `reference/registries.md` §1.2, items 11 and 14.
+/// A token goes into a header: what would end the header, or is no token, is refused.
 #[tokio::test]
 async fn hostile_tokens_are_refused() {
     let registry = FakeRegistry::start().await;
