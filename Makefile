@@ -18,12 +18,10 @@ helm-worker: ## Build Helm as a warm worker, where Go is: .tools/bin/helm-worker
 	scripts/tools helm-worker
 
 demo: ## Render the examples, push newer tags, stop the registry: what Pinion does, in a minute
-	@scripts/tools helm kustomize
 	@scripts/build-demo
 	@target/debug/examples/demo
 
 demo-registry: ## Run the demo's registry, to try pinion by hand: see the tour in README.md
-	@scripts/tools helm kustomize
 	@scripts/build-demo
 	@target/debug/examples/demo serve
 
