@@ -22,11 +22,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::application::{Application, PARAMETERS};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::events::{Asked, Events};
 use crate::failure::chain;
@@ -171,7 +171,7 @@ impl ConfigManagementPluginService for Service {
         let generated = generated?;
         let project = received.as_ref().map(tenant).unwrap_or_default();
         let pins = generated.pins.iter().map(Pin::report).collect();
-        self.events.asked(&Asked { application, project, tool: generated.tool, at: Timestamp::now(), pins });
+        self.events.asked(&Asked { application, project, tool: generated.tool, at: Clock::default().now(), pins });
         // Argo CD splits each string into documents itself.
         Ok(Response::new(ManifestResponse { manifests: vec![generated.manifests], source_type: String::new() }))
     }
