@@ -162,6 +162,11 @@ fn read(input: impl Read) -> anyhow::Result<Vec<Candidate>> {
                 found.name(name);
             }
         }
+        // No tag begins so. A list that was cut off would otherwise be taken for names that are no tags.
+        None if text.trim_start().starts_with('[') => {
+            let hint = "a list holds tags as texts: `[\"1.2.0\", \"1.3.0\"]`".to_owned();
+            anyhow::bail!("{}", Failure::text("standard input", "it is not a JSON list of tags", Some(hint)));
+        }
         None => {
             for (number, line) in text.lines().enumerate() {
                 found.line(line.trim()).map_err(|problem| {

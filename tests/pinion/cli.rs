@@ -30,6 +30,12 @@ fn select_reads_what_skopeo_prints() {
     assert_eq!(status, 1);
     assert!(error.starts_with("error: standard input:2: unknown field `name`"), "{error}");
     assert!(error.contains("hint: a line is a tag or an object such as `{\"tag\": \"1.2.0\"}`"), "{error}");
+    // Cut off, or not texts: nothing is chosen, and no fallback.
+    for input in ["[\n  \"1.1.0\",\n", "[\"1.1.0\", 5]", &"[".repeat(200_000)] {
+        let (status, stdout, error) = select(input, &["~1", "--fallback", "1.0.0"]);
+        assert_eq!((status, stdout.as_str()), (1, ""), "{error}");
+        assert!(error.contains("standard input: it is not a JSON list of tags"), "{error}");
+    }
 }
 
 #[test]
