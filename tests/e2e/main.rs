@@ -2,7 +2,8 @@
 //! would, and Argo CD's own repo-server and controllers do the rest. The images are in a Distribution registry with passwords.
 //!
 //! `make e2e` runs all scenarios, in this order, on one installation; `make e2e E2E=NAME` those with that name. A scenario that fails
-//! shows the end of every log. Everything ends with the program, and nothing outside its temporary directory is written.
+//! shows the end of every log. Every program but the registry ends with the
+//! tests, also if they are killed; then their temporary directory stays. `E2E_KEEP=1` keeps it for looking into.
 
 mod argocd;
 mod cluster;

@@ -24,10 +24,10 @@ impl Part {
     pub fn start(directory: &Path, name: &str, program: &str, change: impl FnOnce(&mut Command)) -> Self {
         let log = directory.join(format!("{name}.log"));
         let file = File::create(&log).expect("a log");
-        // The kernel kills it with us, also if we are killed.
+        // The kernel ends it with us, also if we are killed. podman passes a TERM on, and then removes the container.
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL"])
+            .args(["--pdeathsig", if program == "podman" { "TERM" } else { "KILL" }])
             .arg(tool(program).unwrap_or_else(|| panic!("{program} is missing: run `make e2e`")));
         change(&mut command);
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a log")).stderr(file);
